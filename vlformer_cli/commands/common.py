@@ -1,0 +1,37 @@
+"""Options that several commands share, and how they print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from vlformer_cli.engine.checkpoint import LoadedModel
+
+Weights = Annotated[Path | None, typer.Option("--weights", "-w", help="A .safetensors file. [default: the embedded model]")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: one per usable core.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+
+
+def load_model(weights: Path | None, device: str, threads: int) -> LoadedModel:
+    """The weights a command was asked to use, ready on the device."""
+    from vlformer_cli.engine.checkpoint import EMBEDDED, load_weights
+    from vlformer_cli.engine.device import pick_device, set_threads
+
+    set_threads(threads)
+    return load_weights(weights or EMBEDDED, pick_device(device))
+
+
+def say(message: str) -> None:
+    """A message for the person: on stderr, so that stdout stays clean for `--json`."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """The one JSON document of `--json`."""
+    print(json.dumps(document, ensure_ascii=False, indent=1))

@@ -1,0 +1,93 @@
+"""`vlformer eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vlformer_cli.commands.common import Device, Json, Threads, Weights, load_model, print_json, say
+from vlformer_cli.types import VLFormerError
+
+if TYPE_CHECKING:
+    from vlformer_cli.engine.evaluate import Evaluation
+
+
+def evaluate(
+    weights: Weights = None,
+    data: Annotated[Path | None, typer.Option("--data", help="The folder of a prepared data set.")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Or its name below the data root, e.g. refcoco.")] = None,
+    split: Annotated[str, typer.Option("--split", help="val, testA, testB, test, train.")] = "val",
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Only the first so many samples; 0: all.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where metrics.json and predictions.jsonl go. [default: outputs/eval]")
+    ] = None,
+    as_json: Json = False,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Evaluate weights on a split at the original resolution: oIoU, mIoU, Pr@0.5-0.9, per expression kind, best of Q."""
+    from vlformer_cli.data.store import PreparedSplit
+    from vlformer_cli.engine.checkpoint import write_atomically
+    from vlformer_cli.engine.evaluate import evaluate as run
+    from vlformer_cli.engine.manifest import environment
+    from vlformer_cli.engine.predict import Predictor
+
+    prepared = PreparedSplit(data or find_dataset(dataset), split)
+    loaded = load_model(weights, device, threads)
+    folder = output or Path("outputs") / "eval"
+    found = run(Predictor(loaded.model, loaded.config), prepared, limit=limit, predictions=folder / "predictions.jsonl")
+    document = {**found.to_json(), "weights": describe_weights(loaded), "environment": environment()}
+    import json
+
+    write_atomically(folder / "metrics.json", lambda path: path.write_text(json.dumps(document, indent=1)))
+    if as_json:
+        print_json(document)
+    else:
+        print_table(found, loaded.config.name, str(loaded.path))
+        say(f"written: {folder / 'metrics.json'}, {folder / 'predictions.jsonl'}")
+    for message in found.unreadable:
+        say(f"vlformer: left out: {message}")
+    if found.unreadable:
+        raise typer.Exit(1)
+
+
+def find_dataset(name: str | None) -> Path:
+    """The one prepared data set `<data root>/<name>-*`; raises VLFormerError where there are none or several."""
+    from vlformer_cli.data.build import data_root
+
+    root = data_root()
+    if name is None:
+        raise VLFormerError("say what to evaluate on: --data DIR or --dataset NAME")
+    if (root / name / "manifest.json").exists():
+        return root / name
+    found = sorted(path.parent for path in root.glob(f"{name}-*/manifest.json"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise VLFormerError(f"--dataset {name!r} could be any of {', '.join(p.name for p in found)}: name one of them")
+    raise VLFormerError(f"no data set {name!r} below {root}: make it with `vlformer prepare-data`, or give --data DIR")
+
+
+def describe_weights(loaded: Any) -> dict[str, Any]:
+    """Which weights a number belongs to."""
+    from vlformer_cli.data.store import file_sha256
+
+    return {"model": loaded.config.name, "path": str(loaded.path), "sha256": file_sha256(loaded.path)}
+
+
+def print_table(found: Evaluation, model: str, weights: str) -> None:
+    """The metrics as a table, in percent, with the names of metric, data, split and weights."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{found.data}, {model} ({weights}), in percent; Pr@X counts IoU > X")
+    for column in ("samples", "count", "mIoU", "oIoU", *(f"Pr@{x / 10}" for x in range(5, 10)), "best of Q: mIoU", "Pr@0.5"):
+        table.add_column(column, justify="left" if column == "samples" else "right")
+    rows = [("all", found.summary, found.best_of_q)]
+    rows += [(kind, summary, found.best_of_q_by_kind[kind]) for kind, summary in found.by_kind.items()]
+    for name, one, best in rows:
+        shares = [one.miou, one.oiou, *one.precision.values(), best.miou, best.precision.get(0.5, 0.0)]
+        table.add_row(name, str(one.count), *(f"{100 * share:.2f}" for share in shares))
+    Console().print(table)

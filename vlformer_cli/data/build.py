@@ -1,0 +1,51 @@
+"""From a config to data: where prepared sets lie, what training draws from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vlformer_cli.config import Config, DataConfig, DataSource, ModelConfig
+from vlformer_cli.data.dataset import TrainingBatches, WeightedSplit
+from vlformer_cli.data.store import PreparedSplit
+from vlformer_cli.data.transforms import Augmentation
+from vlformer_cli.types import VLFormerError
+
+
+def data_root() -> Path:
+    """Where prepared data sets lie: `$VLFORMER_DATA`, or `data` below the current folder."""
+    return Path(os.environ.get("VLFORMER_DATA", "data"))
+
+
+def open_split(source: DataSource) -> PreparedSplit:
+    """The prepared split that a config names; raises VLFormerError if it is not there."""
+    path = Path(source.path)
+    if not path.is_absolute() and not path.is_dir():
+        path = data_root() / path
+    return PreparedSplit(path, source.split)
+
+
+def build_augmentation(data: DataConfig, model: ModelConfig) -> Augmentation:
+    """What training changes about pictures."""
+    return Augmentation(
+        short_sides=data.short_sides or (model.short_side,),
+        max_side=model.max_side,
+        rotate_degrees=data.rotate_degrees,
+        colour_jitter=data.colour_jitter,
+        shift=data.shift,
+    )
+
+
+def build_training_data(config: Config) -> TrainingBatches:
+    """A batch for every step of the run; raises VLFormerError where the config has no training data."""
+    if config.data is None or not config.data.train:
+        raise VLFormerError(f"config {config.model.name!r} has no data.train: name a prepared data set there")
+    return TrainingBatches(
+        sources=[WeightedSplit(open_split(s), s.weight, s.first_step, s.last_step) for s in config.data.train],
+        augmentation=build_augmentation(config.data, config.model),
+        images_per_step=config.data.images_per_step,
+        expressions_per_image=config.data.expressions_per_image,
+        max_tokens=config.model.max_tokens,
+        steps=config.train.steps,
+        seed=config.train.seed,
+    )

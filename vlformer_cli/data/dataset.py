@@ -1,0 +1,163 @@
+"""From a prepared split to batches: grouped by picture, a pure function of (seed, step), so that resuming is exact.
+
+Letters: B images, N expressions, T word tokens, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from vlformer_cli.data.images import read_image
+from vlformer_cli.data.rle import decode_rle
+from vlformer_cli.data.store import PreparedSplit
+from vlformer_cli.data.tokenize import tokenize
+from vlformer_cli.data.transforms import Augmentation, fitted_size, resize_image, resize_mask
+from vlformer_cli.types import Batch, ImageGroup, Ref, Sample, VLFormerError
+
+CANVAS_STEP = 32  # the coarsest stride of the backbone
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedSplit:
+    """A training source: when and how often it is drawn from."""
+
+    split: PreparedSplit
+    weight: float
+    first_step: int
+    last_step: int | None
+
+
+class TrainingBatches(Dataset[Batch]):
+    """Item `step` is the whole batch of that step. Pictures that cannot be read are replaced by others."""
+
+    def __init__(
+        self,
+        *,
+        sources: Sequence[WeightedSplit],
+        augmentation: Augmentation,
+        images_per_step: int,
+        expressions_per_image: int,
+        max_tokens: int,
+        steps: int,
+        seed: int,
+    ) -> None:
+        """Raises VLFormerError if at some step no source is active, or a source is empty."""
+        self.sources, self.augmentation = tuple(sources), augmentation
+        self.images_per_step, self.expressions_per_image = images_per_step, expressions_per_image
+        self.max_tokens, self.steps, self.seed = max_tokens, steps, seed
+        for source in self.sources:
+            if source.split.num_images == 0:
+                raise VLFormerError(f"{source.split.directory}: split {source.split.split} is empty")
+        for step in {0, *(s.last_step or 0 for s in self.sources if (s.last_step or steps) < steps)}:
+            if not self._active(step):
+                raise VLFormerError(f"data.train: no source is active at step {step}; mend first_step and last_step")
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        rng = np.random.default_rng([self.seed, step])
+        groups: list[ImageGroup] = []
+        for slot in range(self.images_per_step):
+            groups.append(self._readable_group(step * self.images_per_step + slot, self._active(step), rng))
+        return collate(groups, self.max_tokens)
+
+    def _active(self, step: int) -> list[WeightedSplit]:
+        return [s for s in self.sources if s.first_step <= step and (s.last_step is None or step < s.last_step)]
+
+    def _readable_group(self, draw: int, sources: Sequence[WeightedSplit], rng: np.random.Generator) -> ImageGroup:
+        weights = np.array([source.weight for source in sources])
+        source = sources[rng.choice(len(sources), p=weights / weights.sum())]
+        ordinal = shuffled_ordinal(draw, source.split.num_images, self.seed)
+        for attempt in range(10):
+            samples = source.split.image_samples((ordinal + attempt) % source.split.num_images)
+            chosen = rng.permutation(len(samples))[: self.expressions_per_image]
+            try:
+                return load_group(source.split, [samples[i] for i in chosen], self.augmentation, rng)
+            except VLFormerError as error:
+                failure = error
+        raise VLFormerError(f"10 pictures in a row of {source.split.name} cannot be read; the last: {failure}")
+
+
+def shuffled_ordinal(draw: int, count: int, seed: int) -> int:
+    """Which of `count` pictures the `draw`-th draw takes: each once per epoch, in an order of its own per epoch.
+
+    An affine permutation costs nothing however many pictures there are.
+
+    >>> sorted(shuffled_ordinal(draw, 7, 0) for draw in range(7, 14))
+    [0, 1, 2, 3, 4, 5, 6]
+    """
+    epoch, position = divmod(draw, count)
+    rng = np.random.default_rng([seed, epoch, count])
+    factor = int(rng.integers(1, count + 1))
+    while np.gcd(factor, count) != 1:
+        factor = int(rng.integers(1, count + 1))
+    return int((position * factor + int(rng.integers(count))) % count)
+
+
+def load_group(
+    split: PreparedSplit, samples: Sequence[Sample], augmentation: Augmentation, rng: np.random.Generator
+) -> ImageGroup:
+    """One augmented picture with the masks of `samples`, which all ask about it."""
+    image_HW3 = read_image(split.image_path(samples[0].ref))
+    masks_NHW = np.stack([ref_mask(sample.ref) for sample in samples])
+    image_HW3, masks_NHW = augmentation.apply(image_HW3, masks_NHW, rng)
+    return ImageGroup(image_HW3, masks_NHW, tuple(samples))
+
+
+def evaluation_group(split: PreparedSplit, samples: Sequence[Sample], short_side: int, max_side: int) -> ImageGroup:
+    """One picture at the model's own size, with nothing changed and with masks at the original size left to the metrics."""
+    image_HW3 = read_image(split.image_path(samples[0].ref))
+    size = fitted_size(*image_HW3.shape[:2], short_side, max_side)
+    masks = [resize_mask(ref_mask(sample.ref), size) for sample in samples]
+    return ImageGroup(resize_image(image_HW3, size), np.stack(masks), tuple(samples))
+
+
+def ref_mask(ref: Ref) -> NDArray[np.bool_]:
+    """HW at the original size; all False where nothing is meant."""
+    if ref.segmentation is None:
+        return np.zeros((ref.height, ref.width), dtype=np.bool_)
+    return decode_rle(ref.segmentation)
+
+
+def collate(groups: Sequence[ImageGroup], max_tokens: int) -> Batch:
+    """Pictures at the top left of one canvas, whose sides are multiples of 32."""
+    shapes = [group.image_HW3.shape[:2] for group in groups]
+    height, width = (-(-max(side) // CANVAS_STEP) * CANVAS_STEP for side in zip(*shapes, strict=True))
+    count = sum(len(group.samples) for group in groups)
+    images = np.zeros((len(groups), height, width, 3), dtype=np.uint8)
+    valid = np.zeros((len(groups), height, width), dtype=np.bool_)
+    masks = np.zeros((count, height, width), dtype=np.bool_)
+    first = 0
+    for number, (group, (h, w)) in enumerate(zip(groups, shapes, strict=True)):
+        images[number, :h, :w], valid[number, :h, :w] = group.image_HW3, True
+        masks[first : first + len(group.samples), :h, :w] = group.mask_NHW
+        first += len(group.samples)
+    samples = tuple(sample for group in groups for sample in group.samples)
+    tokens, _ = tokenize([sample.expression for sample in samples], max_tokens)
+    index = [number for number, group in enumerate(groups) for _ in group.samples]
+    return Batch(
+        images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
+        pixel_valid=torch.from_numpy(valid),
+        tokens=tokens,
+        image_index=torch.tensor(index),
+        masks=torch.from_numpy(masks),
+        samples=samples,
+    )
+
+
+def images_of(split: PreparedSplit, limit: int = 0) -> Iterator[list[Sample]]:
+    """The samples of each picture in turn, at most `limit` samples in all (0: no limit)."""
+    left = limit or len(split)
+    for ordinal in range(split.num_images):
+        samples = split.image_samples(ordinal)[:left]
+        if not samples:
+            return
+        left -= len(samples)
+        yield samples

@@ -1,0 +1,124 @@
+"""Reading pictures: any file that Pillow can decode safely becomes 8-bit RGB, the right way up.
+
+Letters: H W pixels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from vlformer_cli.types import VLFormerError
+
+MAX_PIXELS = 178_956_970
+"""Where Pillow itself refuses a picture as a decompression bomb, so that none of its global settings need touching."""
+
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""What is tried; not EPS, for one, whose decoder runs Ghostscript on the file."""
+
+CONVERT = "convert it to an 8-bit PNG or JPEG"
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # EXIF orientation -> what undoes it
+_EXIF_ORIENTATION = 0x0112
+_SWAPS_SIDES = (5, 6, 7, 8)
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """The picture in `path` as HW3 RGB, EXIF orientation applied; of several frames, the first.
+
+    Grey and palette pictures are spread to RGB, transparent ones laid over white, CMYK is converted without a colour
+    profile, and 16-bit grey is scaled by 1/257. Float and 32-bit pictures have no defined range and are refused.
+    Raises VLFormerError, with path and remedy, for whatever cannot be read whole or has over `MAX_PIXELS` pixels.
+    """
+    with _opened(path) as image:
+        image.load()
+        return np.array(_turned(_to_rgb(image), _orientation(image)))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width that `read_image` would return, mostly from the file's header alone; raises VLFormerError."""
+    with _opened(path) as image:
+        if image.format == "TIFF":
+            image.load()  # Pillow turns TIFFs itself, but depending on its version only when their pixels are loaded
+        width, height = image.size
+        return (width, height) if _orientation(image) in _SWAPS_SIDES else (height, width)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The picture, opened but not decoded; whatever Pillow raises inside the block becomes a VLFormerError."""
+    _check_file(path)
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    try:
+        with warnings.catch_warnings():
+            # Only Pillow's warnings: if threads cross here, a filter may outlive the block, and this one does no harm.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            with Image.open(path, formats=formats) as image:
+                _check_pixels(path, image)
+                yield image
+    except VLFormerError:
+        raise
+    except UnidentifiedImageError as error:
+        raise VLFormerError(f"{path} is not a picture of a known format ({', '.join(formats)}): {CONVERT}") from error
+    except Image.DecompressionBombError as error:
+        raise VLFormerError(f"{path} has over {MAX_PIXELS:,} pixels: make it smaller") from error
+    except Exception as error:  # decoders raise nearly anything on damaged bytes: struct.error, SyntaxError, IndexError
+        raise VLFormerError(f"{path} cannot be read as a picture ({error}): fetch it again, or {CONVERT}") from error
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise VLFormerError(f"{path} is a folder, not a picture: name a file in it")
+    if not path.is_file():
+        raise VLFormerError(f"{path} is not there: check the path of the picture")
+    if path.stat().st_size == 0:
+        raise VLFormerError(f"{path} is empty (0 bytes): fetch the picture again")
+
+
+def _check_pixels(path: Path, image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise VLFormerError(f"{path} has {image.width} x {image.height}, over {MAX_PIXELS:,} pixels: make it smaller")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:  # damaged EXIF is no reason to refuse a sound picture
+        return 1
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers without a defined range")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _sixteen_bits(image)
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _sixteen_bits(image: Image.Image) -> Image.Image:
+    grey_HW = np.asarray(image).astype(np.int64)
+    if grey_HW.min() < 0 or grey_HW.max() > 0xFFFF:
+        raise ValueError("its pixels are 32-bit numbers without a defined range")
+    return Image.fromarray(((grey_HW + 128) // 257).astype(np.uint8)).convert("RGB")  # 65535 = 255 * 257; rounded

@@ -1,0 +1,158 @@
+"""Masks as COCO run-length encodings: from and to arrays, and from the three forms that COCO files hold.
+
+pycocotools does the work but for decoding, where it makes numpy 2 warn. It is C code that trusts its input, so whatever
+comes from a file is checked here first.
+Letters: H W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from vlformer_cli.types import RLE, VLFormerError
+
+_DIGITS_PER_RUN = 7  # 5 bits each: room for any 32-bit run, and no shift beyond the C code's integers
+
+
+def encode_mask(mask_HW: NDArray[np.bool_]) -> RLE:
+    """The RLE of a boolean mask; raises VLFormerError unless it is 2-D with one pixel or more.
+
+    >>> encode_mask(np.array([[False, True], [True, True]]))
+    {'size': [2, 2], 'counts': '13'}
+    """
+    if mask_HW.ndim != 2 or mask_HW.size == 0:
+        raise VLFormerError(f"a mask of shape {mask_HW.shape} cannot be encoded: give height x width, neither 0")
+    return _plain(coco_mask.encode(np.asfortranarray(mask_HW, dtype=bool).view(np.uint8)))
+
+
+def decode_rle(rle: RLE) -> NDArray[np.bool_]:
+    """The boolean HW mask; raises VLFormerError where the RLE is malformed.
+
+    >>> decode_rle({"size": [2, 2], "counts": "13"}).tolist()
+    [[False, True], [True, True]]
+    """
+    runs = check_rle(rle)
+    height, width = rle["size"]
+    is_mask = np.arange(len(runs)) % 2 == 1  # runs of background and mask take turns, and background is first
+    return np.ascontiguousarray(np.repeat(is_mask, runs).reshape(width, height).T)
+
+
+def rle_area(rle: RLE) -> int:
+    """Pixels in the mask."""
+    return int(coco_mask.area(rle))
+
+
+def rle_bbox(rle: RLE) -> tuple[float, float, float, float]:
+    """x, y, width, height in pixels of the tightest box; all zero for an empty mask."""
+    x, y, width, height = (float(v) for v in coco_mask.toBbox(rle))
+    return x, y, width, height
+
+
+def union_rle(rles: Sequence[RLE]) -> RLE:
+    """The union of one or more masks of one size; raises VLFormerError where the sizes differ or there are none."""
+    sizes = {tuple(rle["size"]) for rle in rles}
+    if len(sizes) != 1:
+        raise VLFormerError(f"masks of sizes {sorted(sizes)} cannot be united: they must be of one picture")
+    return _plain(coco_mask.merge(list(rles)))
+
+
+def polygons_to_rle(segmentation: Any, height: int, width: int) -> RLE:
+    """The mask of a COCO `segmentation`: a list of polygons [x, y, x, y, ...] in pixels, whose union is meant, or an
+    RLE dict with compressed (text or bytes) or plain (list) counts.
+
+    Raises VLFormerError where it is none of these, or does not fit into a picture of height x width pixels.
+
+    >>> polygons_to_rle([[1, 0, 3, 0, 3, 2, 1, 2]], height=2, width=4)
+    {'size': [2, 4], 'counts': '242'}
+    >>> polygons_to_rle({"size": [2, 4], "counts": [2, 4, 2]}, height=2, width=4)
+    {'size': [2, 4], 'counts': '242'}
+    """
+    if isinstance(segmentation, Mapping):
+        return _from_rle(segmentation, height, width)
+    if not isinstance(segmentation, list) or not segmentation:
+        raise VLFormerError(f"segmentation {_shown(segmentation)} is neither a list of polygons nor an RLE")
+    for polygon in segmentation:
+        _check_polygon(polygon, height, width)
+    return _plain(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
+
+
+def check_rle(rle: RLE) -> list[int]:
+    """The runs of a compressed RLE, column-major; raises VLFormerError unless they fill its picture exactly."""
+    try:
+        height, width = (int(side) for side in rle["size"])
+        runs = _runs(rle["counts"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise VLFormerError(f"RLE {_shown(rle)} is malformed ({error}): prepare or export the masks again") from error
+    _check_runs(runs, height, width)
+    return runs
+
+
+def _from_rle(segmentation: Mapping[str, Any], height: int, width: int) -> RLE:
+    if list(segmentation.get("size", ())) != [height, width]:
+        raise VLFormerError(
+            f"RLE of size {segmentation.get('size')} does not fit a picture of height {height} and width {width}"
+        )
+    counts = segmentation.get("counts")
+    if isinstance(counts, list):
+        if not all(isinstance(run, int) for run in counts):
+            raise VLFormerError(f"RLE counts {_shown(counts)} are not whole numbers")
+        _check_runs(counts, height, width)
+        return _plain(coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width))
+    text = counts.decode("ascii", "replace") if isinstance(counts, bytes) else counts
+    rle = RLE(size=[height, width], counts=text)  # type: ignore[typeddict-item]  # what it is, check_rle finds out
+    check_rle(rle)
+    return rle
+
+
+def _check_polygon(polygon: Any, height: int, width: int) -> None:
+    numbers = isinstance(polygon, list) and all(isinstance(v, int | float) for v in polygon)
+    if not numbers or len(polygon) < 6 or len(polygon) % 2:
+        raise VLFormerError(f"polygon {_shown(polygon)} is not a list x, y, x, y, ... of three points or more")
+    # Far outside, as when coordinates and picture are of different scales, pycocotools takes memory without limit
+    for values, size in ((polygon[0::2], width), (polygon[1::2], height)):
+        outside = [v for v in values if not math.isfinite(v) or not -size <= v <= 2 * size]
+        if outside:
+            raise VLFormerError(
+                f"polygon {_shown(polygon)} has a point at {outside[0]}, far outside a picture of {width} x {height}"
+            )
+
+
+def _check_runs(runs: list[int], height: int, width: int) -> None:
+    if min(height, width) < 1 or min(runs, default=0) < 0 or sum(runs) != height * width:
+        raise VLFormerError(
+            f"RLE with runs over {sum(runs)} pixels does not fill a picture of height {height} and width {width}"
+        )
+
+
+def _runs(counts: str) -> list[int]:
+    """The run lengths of COCO's text form: 5 bits a character, low ones first; from the fourth on, a difference."""
+    runs: list[int] = []
+    value = digits = 0
+    for byte in counts.encode("ascii"):
+        code = byte - 48
+        if not 0 <= code < 64 or digits >= _DIGITS_PER_RUN:
+            raise ValueError("not COCO's text form")
+        value |= (code & 0x1F) << 5 * digits
+        digits += 1
+        if not code & 0x20:  # the run's last character; its fifth bit is the sign
+            value -= (1 << 5 * digits) if code & 0x10 else 0
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = digits = 0
+    if digits:
+        raise ValueError("the text is cut off")
+    return runs
+
+
+def _plain(rle: Mapping[str, Any]) -> RLE:
+    return RLE(size=[int(side) for side in rle["size"]], counts=rle["counts"].decode("ascii"))
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,98 @@
+"""Weights on disk: one `.safetensors` file for use, a run folder's `last.pt` for resuming. Both are written atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from vlformer_cli.config import ModelConfig, from_tree, to_tree
+from vlformer_cli.model.build import build_model
+from vlformer_cli.model.vlformer import VLFormer
+from vlformer_cli.types import VLFormerError
+
+EMBEDDED = Path(__file__).parents[1] / "assets" / "vlformer-tiny.safetensors"
+FORMAT = "vlformer-1"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready for use, and where it came from."""
+
+    model: VLFormer
+    config: ModelConfig
+    manifest: dict[str, Any]
+    path: Path
+
+
+def save_weights(path: Path, model: VLFormer, config: ModelConfig, manifest: dict[str, Any], *, half: bool = True) -> None:
+    """One `.safetensors` file; its metadata holds the model config and the training manifest. `half`: float16 weights."""
+    state = {
+        name: (tensor.half() if half and tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    metadata = {"format": FORMAT, "model": json.dumps(to_tree(config)), "manifest": json.dumps(manifest)}
+    write_atomically(path, lambda partial: save_file(state, partial, metadata=metadata))
+
+
+def load_weights(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
+    """The model in eval mode, in float32; raises VLFormerError if the file is not a vlformer weights file."""
+    if not path.is_file():
+        raise VLFormerError(f"no weights at {path}: give --weights a .safetensors file that `vlformer train` wrote")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise VLFormerError(f"{path} is not a whole .safetensors file ({error}): get or train it again") from error
+    if metadata.get("format") != FORMAT:
+        raise VLFormerError(f"{path} was not written by vlformer (format {metadata.get('format')!r}, not {FORMAT!r})")
+    config = from_tree(ModelConfig, json.loads(metadata["model"]), where=str(path))
+    model = build_model(config, pretrained=False)
+    _fill(model, state, path)
+    return LoadedModel(model.eval().to(device), config, json.loads(metadata["manifest"]), path)
+
+
+def _fill(model: VLFormer, state: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
+    except RuntimeError as error:
+        raise VLFormerError(f"the weights in {path} do not fit this version's model: {error}") from error
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """A checkpoint for resuming."""
+    write_atomically(path, lambda partial: torch.save(state, partial))
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """What `save_state` wrote; only tensors and plain containers are read, never code."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged file makes the unpickler raise
+        raise VLFormerError(f"{path} cannot be read ({type(error).__name__}): start again without --resume") from error
+    return state
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls `write` with a temporary path beside `path`, brings it to the disk and renames it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
+    os.close(handle)
+    partial = Path(name)
+    try:
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.chmod(0o644)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,31 @@
+"""Where tensors live and how many threads work on them."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from vlformer_cli.types import VLFormerError
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is cuda where there is one, else cpu; raises VLFormerError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise VLFormerError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}): try cpu") from error
+    return device
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, which a container or taskset can make fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def set_threads(count: int) -> None:
+    """Threads of torch on the CPU; 0: one per usable core."""
+    torch.set_num_threads(count or usable_cores())

@@ -1,0 +1,143 @@
+"""Evaluation at the original resolution: the chosen query, and beside it the best of the Q queries.
+
+Letters: N expressions about one picture, Q queries, H W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlformer_cli.data.dataset import images_of, ref_mask
+from vlformer_cli.data.images import read_image
+from vlformer_cli.data.rle import encode_mask
+from vlformer_cli.data.store import PreparedSplit
+from vlformer_cli.engine.predict import AT_ONCE, Predictor
+from vlformer_cli.metrics import SampleScore, Summary, score, summarise_by, summarise_scores
+from vlformer_cli.report.progress import ProgressLine
+from vlformer_cli.types import RLE, Sample, VLFormerError
+
+
+@dataclass(frozen=True, slots=True)
+class SampleResult:
+    """One line of `predictions.jsonl`."""
+
+    sample: Sample
+    chosen: SampleScore
+    best: SampleScore
+    """Of the query whose mask overlaps the truth most: what choosing perfectly would give."""
+    confidence: float
+    segmentation: RLE
+
+    def to_json(self) -> dict[str, Any]:
+        """Areas in pixels, IoU as a fraction of 1."""
+        return {
+            "sent_id": self.sample.sent_id,
+            "ref_id": self.sample.ref.ref_id,
+            "image": self.sample.ref.image,
+            "expression": self.sample.expression,
+            "kind": self.sample.kind,
+            "intersection": self.chosen.intersection,
+            "union": self.chosen.union,
+            "iou": self.chosen.iou,
+            "best_of_q_iou": self.best.iou,
+            "score": self.confidence,
+            "segmentation": self.segmentation,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What `vlformer eval` found. `unreadable` lists the pictures that could not be read: their samples are not counted."""
+
+    data: str
+    summary: Summary
+    best_of_q: Summary
+    by_kind: dict[str, Summary]
+    best_of_q_by_kind: dict[str, Summary]
+    unreadable: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `metrics.json`; shares are fractions of 1."""
+        return {
+            "data": self.data,
+            "chosen_query": self.summary.to_json(),
+            "best_of_q": self.best_of_q.to_json(),
+            "by_kind": {kind: summary.to_json() for kind, summary in self.by_kind.items()},
+            "best_of_q_by_kind": {kind: summary.to_json() for kind, summary in self.best_of_q_by_kind.items()},
+            "unreadable_images": list(self.unreadable),
+        }
+
+
+def evaluate(
+    predictor: Predictor, split: PreparedSplit, *, limit: int = 0, predictions: Path | None = None, title: str = "eval"
+) -> Evaluation:
+    """Evaluates the first `limit` samples (0: all); writes a line per sample to `predictions`.
+
+    Raises VLFormerError if there is no sample, or none of the pictures can be read.
+    """
+    unreadable: list[str] = []
+    results: list[tuple[SampleScore, SampleScore]] = []
+    total = min(limit, len(split)) if limit else len(split)
+    with ProgressLine(title, total) as line, _lines(predictions) as file:
+        for samples in images_of(split, limit):
+            try:
+                answered = list(_evaluate_image(predictor, split, samples))
+            except VLFormerError as error:
+                unreadable.append(str(error))
+                continue
+            results += [(result.chosen, result.best) for result in answered]
+            for result in answered:
+                file.write(json.dumps(result.to_json(), ensure_ascii=False) + "\n")
+            line.update(len(results), f"mIoU {100 * np.mean([c.iou for c, _ in results]):.2f}")
+    if not results:
+        raise VLFormerError(f"{split.name}: nothing to evaluate ({unreadable[0] if unreadable else 'the split is empty'})")
+    return _summarise(split.name, results, tuple(unreadable))
+
+
+def _evaluate_image(predictor: Predictor, split: PreparedSplit, samples: Sequence[Sample]) -> Iterator[SampleResult]:
+    """All expressions about one picture; the picture is looked at once."""
+    image_HW3 = read_image(split.image_path(samples[0].ref))
+    seen, size = predictor.look(image_HW3)
+    for first in range(0, len(samples), AT_ONCE):
+        chunk = samples[first : first + AT_ONCE]
+        candidates, _ = predictor.ask(seen, size, image_HW3.shape[:2], [sample.expression for sample in chunk])
+        every_query = torch.arange(candidates.score_NQ.shape[1])
+        for number, sample in enumerate(chunk):
+            masks_QHW = candidates.masks(number, every_query)
+            truth_HW = ref_mask(sample.ref)
+            scores = [score(mask, truth_HW, sent_id=sample.sent_id, kind=sample.kind) for mask in masks_QHW]
+            query = int(candidates.chosen_N[number])
+            yield SampleResult(
+                sample,
+                chosen=scores[query],
+                best=max(scores, key=lambda s: s.iou),
+                confidence=float(candidates.score_NQ[number, query]),
+                segmentation=encode_mask(masks_QHW[query]),
+            )
+
+
+def _summarise(data: str, results: Iterable[tuple[SampleScore, SampleScore]], unreadable: tuple[str, ...]) -> Evaluation:
+    chosen, best = (list(scores) for scores in zip(*results, strict=True))
+    has_kinds = any(one.kind for one in chosen)
+    return Evaluation(
+        data=data,
+        summary=summarise_scores(chosen),
+        best_of_q=summarise_scores(best),
+        by_kind=summarise_by(chosen, lambda s: s.kind) if has_kinds else {},
+        best_of_q_by_kind=summarise_by(best, lambda s: s.kind) if has_kinds else {},
+        unreadable=unreadable,
+    )
+
+
+def _lines(path: Path | None) -> Any:
+    if path is None:
+        return open("/dev/null", "w")  # noqa: PTH123, SIM115
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("w", encoding="utf-8")

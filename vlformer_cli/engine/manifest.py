@@ -1,0 +1,73 @@
+"""What a number or a weights file came from: command, config, code, packages, data. Written beside every result."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlformer_cli import __version__
+from vlformer_cli.config import Config, to_tree
+from vlformer_cli.data.store import file_sha256, read_manifest
+from vlformer_cli.data.build import open_split
+
+PACKAGES = ("torch", "torchvision", "timm", "open_clip_torch", "numpy", "opencv-python", "pillow", "pycocotools", "safetensors")
+
+
+def run_manifest(config: Config) -> dict[str, Any]:
+    """Everything that a training run depends on."""
+    sources = [] if config.data is None else [*config.data.train, *([config.data.val] if config.data.val else [])]
+    return {
+        **environment(),
+        "config": to_tree(config),
+        "seed": config.train.seed,
+        "data": [_fingerprint(open_split(source).directory) for source in sources],
+        "init_sha256": file_sha256(Path(config.init)) if config.init else None,
+    }
+
+
+def environment() -> dict[str, Any]:
+    """The command line, the code and the machine."""
+    return {
+        "vlformer_version": __version__,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "git": git_revision(),
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch threads {torch.get_num_threads()}",
+        "packages": package_versions(),
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of what numbers depend on."""
+    installed = {dist.metadata["Name"].lower(): dist.version for dist in importlib.metadata.distributions()}
+    names = (*PACKAGES, "opencv-python-headless", "onnxruntime")
+    return {name: installed[name.lower()] for name in names if name.lower() in installed}
+
+
+def git_revision() -> dict[str, Any] | None:
+    """Revision and dirty flag of the checkout that this package runs from; None where it is not one."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _fingerprint(directory: Path) -> dict[str, Any]:
+    manifest = read_manifest(directory)
+    name = f"{manifest['dataset']}-{manifest['split_by']}"
+    return {"name": name, "splits": manifest["splits"]}

@@ -1,0 +1,104 @@
+"""The Predictor: a picture and expressions go in, masks at the picture's own size come out.
+
+Letters: N expressions, Q queries, H W pixels of the original picture, h w pixels as the model reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlformer_cli.config import ModelConfig
+from vlformer_cli.data.dataset import CANVAS_STEP
+from vlformer_cli.data.tokenize import tokenize
+from vlformer_cli.data.transforms import fitted_size, resize_image
+from vlformer_cli.loss.matcher import REFERENT
+from vlformer_cli.model.vlformer import ImageFeatures, VLFormer
+
+STRIDE = 4  # pixels per cell of the mask logits
+AT_ONCE = 16  # expressions in one forward: more cost memory and gain nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Segmentation:
+    """The answer to one expression."""
+
+    expression: str
+    score: float
+    """The chosen query's probability of meaning the referent."""
+    mask: NDArray[np.bool_]
+    """HW."""
+    cut: bool
+    """The expression was longer than the model's context, and only its beginning was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """All queries of some expressions about one picture."""
+
+    score_NQ: Tensor
+    logits_NQhw: Tensor
+    """At the size that the model reads."""
+    size: tuple[int, int]
+    """Height and width of the original picture."""
+
+    @property
+    def chosen_N(self) -> Tensor:
+        """The best-scoring query of each expression."""
+        return self.score_NQ.argmax(1)
+
+    def masks(self, expression: int, queries: Tensor) -> NDArray[np.bool_]:
+        """One HW mask, at the original size, for each of the given queries of one expression."""
+        logits = self.logits_NQhw[expression, queries]
+        return (F.interpolate(logits[None], size=self.size, mode="bilinear", align_corners=False)[0] > 0).cpu().numpy()
+
+
+class Predictor:
+    """A model in eval mode with the pre- and post-processing around it."""
+
+    def __init__(self, model: VLFormer, config: ModelConfig) -> None:
+        self.model, self.config = model.eval(), config
+        self.device = next(model.parameters()).device
+
+    @torch.inference_mode()
+    def predict(self, image_HW3: NDArray[np.uint8], expressions: Sequence[str]) -> list[Segmentation]:
+        """One answer for each expression; the picture is looked at once. `image_HW3`: RGB uint8, as `read_image` gives."""
+        seen, size = self.look(image_HW3)
+        answers = []
+        for first in range(0, len(expressions), AT_ONCE):
+            chunk = expressions[first : first + AT_ONCE]
+            candidates, is_cut = self.ask(seen, size, image_HW3.shape[:2], chunk)
+            for number, (expression, query) in enumerate(zip(chunk, candidates.chosen_N, strict=True)):
+                mask_HW = candidates.masks(number, query[None])[0]
+                score = float(candidates.score_NQ[number, query])
+                answers.append(Segmentation(expression, score, mask_HW, is_cut[number]))
+        return answers
+
+    @torch.inference_mode()
+    def look(self, image_HW3: NDArray[np.uint8]) -> tuple[ImageFeatures, tuple[int, int]]:
+        """The picture's features, and the height and width that the model read it at."""
+        size = fitted_size(image_HW3.shape[0], image_HW3.shape[1], self.config.short_side, self.config.max_side)
+        height, width = (-(-side // CANVAS_STEP) * CANVAS_STEP for side in size)
+        canvas = torch.zeros(1, 3, height, width, dtype=torch.uint8)
+        canvas[0, :, : size[0], : size[1]] = torch.from_numpy(resize_image(image_HW3, size)).permute(2, 0, 1)
+        valid = torch.zeros(1, height, width, dtype=torch.bool)
+        valid[:, : size[0], : size[1]] = True
+        return self.model.look(canvas.to(self.device), valid.to(self.device)), size
+
+    @torch.inference_mode()
+    def ask(
+        self, seen: ImageFeatures, size: tuple[int, int], original: tuple[int, ...], expressions: Sequence[str]
+    ) -> tuple[Candidates, list[bool]]:
+        """All queries' answers to a few expressions, and which expressions were cut."""
+        tokens, is_cut = tokenize(expressions, self.config.max_tokens)
+        index = torch.zeros(len(expressions), dtype=torch.long, device=self.device)
+        output = self.model.ask(seen, tokens.to(self.device), index)
+        logits = F.interpolate(output.mask_logits.float(), scale_factor=STRIDE, mode="bilinear", align_corners=False)
+        score_NQ = output.class_logits.float().softmax(-1)[..., REFERENT]
+        return Candidates(score_NQ, logits[..., : size[0], : size[1]], (original[0], original[1])), is_cut

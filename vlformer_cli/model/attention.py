@@ -1,0 +1,84 @@
+"""Multi-head attention with separate projections, and the small layers that the rooms of the model share.
+
+Letters: N expressions, Q queries, P keys, D hidden, A heads, B images, Y X cells of a feature grid.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Attention(nn.Module):
+    """Multi-head attention ("Attention Is All You Need", section 3.2.2) over keys that may be masked per query."""
+
+    def __init__(self, *, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query_proj = nn.Linear(dim, dim)
+        self.key_proj = nn.Linear(dim, dim)
+        self.value_proj = nn.Linear(dim, dim)
+        self.out_proj = nn.Linear(dim, dim)
+        for proj in (self.query_proj, self.key_proj, self.value_proj):
+            nn.init.xavier_uniform_(proj.weight)
+            nn.init.zeros_(proj.bias)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, query_NQD: Tensor, key_NPD: Tensor, value_NPD: Tensor, blocked_NQP: Tensor | None) -> Tensor:
+        """NQD. `blocked_NQP` (True = may not be looked at) may have a 1 for Q; None: everything is seen."""
+        return self.attend(self.query_proj(query_NQD), key_NPD, value_NPD, blocked_NQP)
+
+    def attend(self, projected_NQD: Tensor, key_NPD: Tensor, value_NPD: Tensor, blocked_NQP: Tensor | None) -> Tensor:
+        """The same from a query that went through `query_proj` already, so that it can be projected once per image."""
+        query_NAQd, key_NAPd, value_NAPd = (
+            x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for x in (projected_NQD, self.key_proj(key_NPD), self.value_proj(value_NPD))
+        )
+        seen = None if blocked_NQP is None else ~blocked_NQP[:, None]
+        update_NAQd = F.scaled_dot_product_attention(query_NAQd, key_NAPd, value_NAPd, attn_mask=seen)
+        return self.out_proj(update_NAQd.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a ReLU between, their residual, and the norm after it."""
+
+    def __init__(self, *, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.expand, self.contract, self.norm = nn.Linear(dim, hidden_dim), nn.Linear(hidden_dim, dim), nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The shape stays."""
+        return self.norm(x + self.contract(F.relu(self.expand(x))))  # type: ignore[no-any-return]
+
+
+class MaskedGroupNorm(nn.GroupNorm):
+    """Group normalisation whose mean and variance come from the valid cells alone, so that padding changes nothing.
+
+    With no padding it equals `nn.GroupNorm`; padded cells come out as zero.
+    """
+
+    def forward(self, x_BCYX: Tensor, cell_valid_BYX: Tensor) -> Tensor:  # type: ignore[override]
+        """BCYX."""
+        valid = cell_valid_BYX[:, None, None].to(x_BCYX.dtype)
+        grouped = x_BCYX.unflatten(1, (self.num_groups, -1))
+        count = valid.sum((-1, -2), keepdim=True) * grouped.shape[2]
+        mean = (grouped * valid).sum((2, 3, 4), keepdim=True) / count
+        centred = (grouped - mean) * valid
+        variance = centred.square().sum((2, 3, 4), keepdim=True) / count
+        normal_BCYX = (centred * torch.rsqrt(variance + self.eps)).flatten(1, 2)
+        scaled = normal_BCYX * self.weight[:, None, None] + self.bias[:, None, None]
+        return scaled * valid[:, 0]
+
+
+def upsample_valid(x_BCYX: Tensor, cell_valid_BYX: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear upsampling to `size` in which padding has no weight: a cell at the border repeats outwards instead."""
+    valid = cell_valid_BYX[:, None].to(x_BCYX.dtype)
+    value, weight = (F.interpolate(y, size=size, mode="bilinear", align_corners=False) for y in (x_BCYX * valid, valid))
+    return value / weight.clamp(min=1e-6)
+
+
+def downsample_valid(pixel_valid_BHW: Tensor, stride: int) -> Tensor:
+    """BYX bool: a cell is valid when any of its pixels is. H and W are multiples of `stride`."""
+    cells = pixel_valid_BHW.unflatten(1, (-1, stride)).unflatten(3, (-1, stride))
+    return cells.any(4).any(2)

@@ -1,0 +1,87 @@
+"""The VL-transformer decoder: learned queries through the blocks, and the heads after every one.
+
+Letters: N expressions, Q queries, D hidden, Y X cells of a grid, P = Y * X, L levels,
+M mask features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlformer_cli.model.pixel_decoder import PixelFeatures
+from vlformer_cli.model.text_encoder import Words
+from vlformer_cli.model.vl_block import VLBlock
+from vlformer_cli.types import Prediction, VLFormerOutput
+
+
+class Decoder(nn.Module):
+    """Block i looks at level i mod 3, coarse to fine, where the mask after block i - 1 lets it."""
+
+    def __init__(self, *, blocks: Sequence[VLBlock], heads: Heads, num_queries: int, num_levels: int, dim: int) -> None:
+        super().__init__()
+        self.blocks, self.heads = nn.ModuleList(blocks), heads
+        self.query_feat = nn.Parameter(torch.randn(num_queries, dim))
+        self.query_position = nn.Parameter(torch.randn(num_queries, dim))
+        self.level_embed = nn.Parameter(torch.randn(num_levels, dim))
+
+    def forward(self, pixels: PixelFeatures, words: Words) -> VLFormerOutput:
+        """Full-size masks of the earlier blocks are computed in training alone, where the loss asks for them."""
+        levels = [level + embed[:, None, None] for level, embed in zip(pixels.levels, self.level_embed, strict=True)]
+        values = [_tokens(level) for level in levels]
+        keys = [_tokens(level + position) for level, position in zip(levels, pixels.positions, strict=True)]
+        coarse_mask_feats = [resize_mask_feat(pixels.mask_feat, level.shape[-2:]) for level in levels]
+        query_NQD = self.query_feat.expand(words.feat.shape[0], -1, -1)
+        blocked_NQP = pixels.pads[0].flatten(1)[:, None]
+        earlier: list[Prediction] = []
+        for number, block in enumerate(self.blocks):
+            level = number % len(levels)
+            query_NQD = block(query_NQD, self.query_position, keys[level], values[level], words, blocked_NQP)
+            class_logits_NQ2, mask_embed_NQM = self.heads(query_NQD)
+            if number + 1 < len(self.blocks):
+                following = (number + 1) % len(levels)
+                blocked_NQP = attention_block(mask_embed_NQM, coarse_mask_feats[following], pixels.pads[following])
+                if self.training:
+                    earlier.append(Prediction(class_logits_NQ2, dot_masks(mask_embed_NQM, pixels.mask_feat)))
+        return VLFormerOutput(class_logits_NQ2, dot_masks(mask_embed_NQM, pixels.mask_feat), tuple(earlier))
+
+
+class Heads(nn.Module):
+    """Norm, then referent / no-object logits and the mask embedding of each query."""
+
+    def __init__(self, *, dim: int, mask_dim: int) -> None:
+        super().__init__()
+        self.norm, self.classes = nn.LayerNorm(dim), nn.Linear(dim, 2)
+        self.mask_embed = nn.Sequential(
+            nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, mask_dim)
+        )
+
+    def forward(self, query_NQD: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits NQ2 and mask embedding NQM."""
+        query_NQD = self.norm(query_NQD)
+        return self.classes(query_NQD), self.mask_embed(query_NQD)
+
+
+def dot_masks(mask_embed_NQM: Tensor, mask_feat_NMYX: Tensor) -> Tensor:
+    """NQYX: mask logits, the dot product of each query's embedding with each cell's features."""
+    return (mask_embed_NQM @ mask_feat_NMYX.flatten(2)).unflatten(2, mask_feat_NMYX.shape[-2:])
+
+
+def resize_mask_feat(mask_feat_NMYX: Tensor, size: torch.Size) -> Tensor:
+    """Bilinear resizing commutes with the dot product: it is done once per level instead of once per block's masks."""
+    return F.interpolate(mask_feat_NMYX.detach(), size=size, mode="bilinear", align_corners=False)
+
+
+def attention_block(mask_embed_NQM: Tensor, mask_feat_NMYX: Tensor, pad_NYX: Tensor) -> Tensor:
+    """NQP bool, True where a query may not look: outside its mask, except that one with an empty mask sees all; padding."""
+    outside_NQP = dot_masks(mask_embed_NQM.detach(), mask_feat_NMYX).flatten(2) < 0
+    pad_N1P = pad_NYX.flatten(1)[:, None]
+    sees_nothing_NQ1 = (outside_NQP | pad_N1P).all(-1, keepdim=True)
+    return (outside_NQP & ~sees_nothing_NQ1) | pad_N1P
+
+
+def _tokens(x_NDYX: Tensor) -> Tensor:
+    return x_NDYX.flatten(2).transpose(1, 2)

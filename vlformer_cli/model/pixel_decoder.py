@@ -1,0 +1,162 @@
+"""The pixel decoder: picture features meet the words, then each other, and become mask features.
+
+Letters: B images, N expressions, T word tokens, D hidden, Y X cells of a grid, S cells of all levels, L levels,
+M mask features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlformer_cli.model.attention import Attention, FeedForward, MaskedGroupNorm, downsample_valid, upsample_valid
+from vlformer_cli.model.backbone import STRIDES
+from vlformer_cli.model.deform_attn import DeformableAttention, LevelShapes, cell_places
+from vlformer_cli.model.position import sine_position_2d
+from vlformer_cli.model.text_encoder import Words
+
+GROUPS = 32  # of every group norm, as in Mask2Former's pixel decoder
+
+
+@dataclass(frozen=True, slots=True)
+class PixelFeatures:
+    """What the pixel decoder hands to the VL-transformer blocks."""
+
+    levels: tuple[Tensor, ...]
+    """NDYX each, coarse to fine: strides 32, 16, 8."""
+    positions: tuple[Tensor, ...]
+    """NDYX each: the sine position of each level's cells."""
+    pads: tuple[Tensor, ...]
+    """NYX bool each, True = padding."""
+    mask_feat: Tensor
+    """NMYX at stride 4, zero on padding."""
+
+
+class PixelDecoder(nn.Module):
+    """Projection, early fusion with the words, a deformable-attention encoder, and an FPN step to stride 4."""
+
+    def __init__(
+        self,
+        *,
+        inputs: Sequence[nn.Module],
+        fusion: EarlyFusion,
+        encoder: Sequence[nn.Module],
+        to_mask: FinestLevel,
+        dim: int,
+        add_position: bool,
+    ) -> None:
+        """`inputs`: for strides 8, 16, 32. `add_position`: the sine position is part of the features from the start."""
+        super().__init__()
+        self.inputs, self.fusion, self.encoder = nn.ModuleList(inputs), fusion, nn.ModuleList(encoder)
+        self.to_mask, self.dim, self.add_position = to_mask, dim, add_position
+        self.level_embed = nn.Parameter(torch.randn(len(self.inputs), dim))
+
+    def forward(
+        self, features: Sequence[Tensor], pixel_valid_BHW: Tensor, words: Words, image_index_N: Tensor
+    ) -> PixelFeatures:
+        """`features`: BCYX at strides 4, 8, 16, 32. Work that does not depend on the words is done per image."""
+        valid4_BYX, *valids = [downsample_valid(pixel_valid_BHW, stride) for stride in STRIDES]
+        positions = [sine_position_2d(valid, self.dim).to(features[0].dtype) for valid in valids]
+        projected = [layer(x, valid) for layer, x, valid in zip(self.inputs, features[1:], valids, strict=True)]
+        if self.add_position:
+            projected = [x + position * v[:, None] for x, position, v in zip(projected, positions, valids, strict=True)]
+        shapes = tuple((x.shape[-2], x.shape[-1]) for x in projected)
+        x_NSD = self.fusion(_flat(projected), words, image_index_N)
+        place_SL2 = cell_places(shapes, STRIDES[1:], x_NSD.device)
+        level_position_NSD = _flat([p + e[:, None, None] for p, e in zip(positions, self.level_embed, strict=True)])
+        pad_NS = ~torch.cat([valid.flatten(1) for valid in valids], 1)[image_index_N]
+        for layer in self.encoder:
+            x_NSD = layer(x_NSD, level_position_NSD[image_index_N], place_SL2, shapes, pad_NS)
+        levels = _unflat(x_NSD, shapes)
+        mask_feat = self.to_mask(features[0], levels[0], valid4_BYX, valids[0], image_index_N)
+        return PixelFeatures(
+            levels=tuple(reversed(levels)),
+            positions=tuple(p[image_index_N] for p in reversed(positions)),
+            pads=tuple(~v[image_index_N] for v in reversed(valids)),
+            mask_feat=mask_feat,
+        )
+
+
+class ProjectedLevel(nn.Module):
+    """1x1 convolution to D channels and a group norm."""
+
+    def __init__(self, *, channels: int, dim: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(channels, dim, kernel_size=1), MaskedGroupNorm(GROUPS, dim)
+        nn.init.xavier_uniform_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+
+    def forward(self, x_BCYX: Tensor, cell_valid_BYX: Tensor) -> Tensor:
+        """BDYX, zero on padding."""
+        return self.norm(self.conv(x_BCYX), cell_valid_BYX)  # type: ignore[no-any-return]
+
+
+class EarlyFusion(nn.Module):
+    """x * attention(query x, key words + position, value words): each cell is scaled by what the words say of it."""
+
+    def __init__(self, *, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.attention = Attention(dim=dim, num_heads=num_heads)
+        nn.init.ones_(self.attention.out_proj.bias)  # so that training starts near x * 1 and not near x * 0
+
+    def forward(self, x_BSD: Tensor, words: Words, image_index_N: Tensor) -> Tensor:
+        """NSD. The query projection does not depend on the words and is computed once per image."""
+        query_NSD = self.attention.query_proj(x_BSD)[image_index_N]
+        return x_BSD[image_index_N] * self.attention.attend(query_NSD, words.key, words.feat, words.pad[:, None])
+
+
+class EncoderLayer(nn.Module):
+    """Deformable self-attention over all levels, then a feed-forward layer, each with residual and norm."""
+
+    def __init__(self, *, attention: DeformableAttention, feed_forward: FeedForward, dim: int) -> None:
+        super().__init__()
+        self.attention, self.feed_forward, self.norm = attention, feed_forward, nn.LayerNorm(dim)
+
+    def forward(
+        self, x_NSD: Tensor, position_NSD: Tensor, place_SL2: Tensor, shapes: LevelShapes, pad_NS: Tensor
+    ) -> Tensor:
+        """NSD."""
+        update_NSD = self.attention(x_NSD + position_NSD, x_NSD, place_SL2, shapes, pad_NS)
+        return self.feed_forward(self.norm(x_NSD + update_NSD))  # type: ignore[no-any-return]
+
+
+class FinestLevel(nn.Module):
+    """The FPN step: stride-4 picture features plus the upsampled stride-8 level, smoothed, to mask features.
+
+    M channels throughout: this runs at the finest grid once per expression and costs M * M per cell.
+    """
+
+    def __init__(self, *, channels: int, dim: int, mask_dim: int) -> None:
+        super().__init__()
+        self.lateral = nn.Conv2d(channels, mask_dim, kernel_size=1, bias=False)
+        self.lateral_norm = MaskedGroupNorm(GROUPS, mask_dim)
+        self.narrow = nn.Conv2d(dim, mask_dim, kernel_size=1) if mask_dim != dim else nn.Identity()
+        self.smooth = nn.Conv2d(mask_dim, mask_dim, kernel_size=3, padding=1, bias=False)
+        self.smooth_norm = MaskedGroupNorm(GROUPS, mask_dim)
+        self.out = nn.Conv2d(mask_dim, mask_dim, kernel_size=1)
+
+    def forward(
+        self, fine_BCYX: Tensor, coarse_NDYX: Tensor, valid4_BYX: Tensor, valid8_BYX: Tensor, image_index_N: Tensor
+    ) -> Tensor:
+        """NMYX at stride 4, zero on padding."""
+        lateral_NMYX = self.lateral_norm(self.lateral(fine_BCYX), valid4_BYX)[image_index_N]
+        valid4_NYX = valid4_BYX[image_index_N]
+        size = (fine_BCYX.shape[-2], fine_BCYX.shape[-1])
+        merged_NMYX = lateral_NMYX + upsample_valid(self.narrow(coarse_NDYX), valid8_BYX[image_index_N], size)
+        smooth_NMYX = F.relu(self.smooth_norm(self.smooth(merged_NMYX * valid4_NYX[:, None]), valid4_NYX))
+        return self.out(smooth_NMYX) * valid4_NYX[:, None]  # type: ignore[no-any-return]
+
+
+def _flat(levels: Sequence[Tensor]) -> Tensor:
+    """BDYX of each level -> BSD."""
+    return torch.cat([x.flatten(2) for x in levels], 2).transpose(1, 2)
+
+
+def _unflat(x_NSD: Tensor, shapes: LevelShapes) -> list[Tensor]:
+    """NSD -> NDYX of each level."""
+    parts = x_NSD.transpose(1, 2).split([h * w for h, w in shapes], 2)
+    return [part.unflatten(2, shape) for part, shape in zip(parts, shapes, strict=True)]

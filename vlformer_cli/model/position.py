@@ -1,0 +1,39 @@
+"""Sine positions for pictures and words.
+
+Letters: B images, T word tokens, D hidden, Y X cells of a feature grid.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+TEMPERATURE = 10_000.0  # of "Attention Is All You Need", section 3.5
+EPSILON = 1e-6
+
+
+def sine_position_2d(cell_valid_BYX: Tensor, dim: int) -> Tensor:
+    """BDYX float32: the position of each cell as a fraction of the valid part, half of `dim` for y, half for x.
+
+    The count of valid cells up to here, scaled to 2 pi at the last one, through sines and cosines of `dim / 4`
+    wavelengths (DETR, arXiv 2005.12872, section A.4). Padding does not change what a valid cell gets.
+    """
+    valid_BYX = cell_valid_BYX.float()
+    y_BYX, x_BYX = valid_BYX.cumsum(1), valid_BYX.cumsum(2)
+    y_BYX = y_BYX / (y_BYX[:, -1:, :] + EPSILON) * 2 * math.pi
+    x_BYX = x_BYX / (x_BYX[:, :, -1:] + EPSILON) * 2 * math.pi
+    return torch.cat([_waves(y_BYX, dim // 2), _waves(x_BYX, dim // 2)], dim=-1).permute(0, 3, 1, 2)
+
+
+def sine_position_1d(length: int, dim: int, device: torch.device) -> Tensor:
+    """TD float32: positions 0 to `length - 1` through sines and cosines of `dim / 2` wavelengths."""
+    return _waves(torch.arange(length, dtype=torch.float32, device=device), dim)
+
+
+def _waves(position: Tensor, dim: int) -> Tensor:
+    """Adds a last dimension of size `dim`: sine and cosine in turn, at `dim / 2` wavelengths."""
+    exponent = torch.arange(0, dim, 2, dtype=torch.float32, device=position.device) / dim
+    angle = position[..., None] / TEMPERATURE**exponent
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)

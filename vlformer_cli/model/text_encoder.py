@@ -1,0 +1,90 @@
+"""The text branch: a CLIP text transformer from open_clip, down to its last hidden states after the final norm.
+
+Letters: N expressions, T word tokens, C the tower's width, D hidden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vlformer_cli.model.position import sine_position_1d
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What the rest of the model knows of the expressions."""
+
+    feat: Tensor
+    """NTD word features."""
+    key: Tensor
+    """NTD word features with their positions added: what attention compares with."""
+    pad: Tensor
+    """NT bool, True = padding."""
+
+
+class TextEncoder(nn.Module):
+    """Runs the tower once per distinct expression and projects its word features to D."""
+
+    def __init__(self, *, tower: nn.Module, width: int, dim: int, frozen: bool) -> None:
+        """`tower`: open_clip's `TextTransformer`. `frozen`: it stays in eval mode and gets no gradient."""
+        super().__init__()
+        self.tower, self.frozen = tower, frozen
+        self.proj = nn.Linear(width, dim)
+        self.merge_repeats = True
+        """False: every row runs, for export, where shapes may not depend on values."""
+        if frozen:
+            tower.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> TextEncoder:
+        """As `nn.Module.train`, but a frozen tower stays in eval mode."""
+        super().train(mode)
+        if self.frozen:
+            self.tower.eval()
+        return self
+
+    def forward(self, token_NT: Tensor) -> Words:
+        """`token_NT`: ids of CLIP's BPE vocabulary from start to end of text, then anything. T may be short of 77."""
+        pad_NT = word_padding(token_NT)
+        if self.merge_repeats:
+            distinct, row_N = token_NT.unique(dim=0, return_inverse=True)
+            hidden_NTC = self._hidden_states(distinct)[row_N]
+        else:
+            hidden_NTC = self._hidden_states(token_NT)
+        feat_NTD = self.proj(hidden_NTC)
+        position_TD = sine_position_1d(feat_NTD.shape[1], feat_NTD.shape[2], feat_NTD.device)
+        return Words(feat=feat_NTD, key=feat_NTD + position_TD.to(feat_NTD.dtype), pad=pad_NT)
+
+    def _hidden_states(self, token_NT: Tensor) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return clip_hidden_states(self.tower, token_NT)
+
+
+class FactoredEmbedding(nn.Module):
+    """A narrow table and a linear layer in place of a wide table (ALBERT, arXiv 1909.11942, section 3.1)."""
+
+    def __init__(self, *, vocab_size: int, narrow: int, width: int) -> None:
+        super().__init__()
+        self.table, self.widen = nn.Embedding(vocab_size, narrow), nn.Linear(narrow, width, bias=False)
+        nn.init.normal_(self.table.weight, std=0.02)
+        nn.init.normal_(self.widen.weight, std=1.0)
+
+    def forward(self, token_NT: Tensor) -> Tensor:
+        """NTC."""
+        return self.widen(self.table(token_NT))  # type: ignore[no-any-return]
+
+
+def clip_hidden_states(tower: nn.Module, token_NT: Tensor) -> Tensor:
+    """NTC: hidden states of every token after the final norm. Runs on T tokens, however few, as on the full context."""
+    length = token_NT.shape[1]
+    x_NTC = tower.token_embedding(token_NT) + tower.positional_embedding[:length]  # type: ignore[operator,index]
+    x_NTC = tower.transformer(x_NTC, attn_mask=tower.attn_mask[:length, :length])  # type: ignore[operator,index]
+    return tower.ln_final(x_NTC)  # type: ignore[operator,no-any-return]
+
+
+def word_padding(token_NT: Tensor) -> Tensor:
+    """NT bool, True after the end of text, which has the highest id of CLIP's vocabulary (id 0 is "!", not padding)."""
+    position_T = torch.arange(token_NT.shape[1], device=token_NT.device)
+    return position_T > token_NT.argmax(1, keepdim=True)

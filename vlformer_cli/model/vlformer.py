@@ -1,0 +1,62 @@
+"""VLFormer: the picture of the architecture, as code.
+
+    images --- backbone (once per image) ---+
+                                            +-- pixel decoder -- levels, mask features --+
+    tokens --- text encoder ------ words ---+                                            +-- decoder -- logits, masks
+                                    +----------------------------------------------------+
+
+Letters: B images, N expressions, T word tokens, H W pixels, Q queries, Y X cells of the stride-4 grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from vlformer_cli.model.backbone import Backbone
+from vlformer_cli.model.decoder import Decoder
+from vlformer_cli.model.pixel_decoder import PixelDecoder
+from vlformer_cli.model.text_encoder import TextEncoder
+from vlformer_cli.types import VLFormerOutput
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFeatures:
+    """What is computed once per image, however many expressions ask about it."""
+
+    maps: tuple[Tensor, ...]
+    """BCYX at strides 4, 8, 16, 32."""
+    pixel_valid: Tensor
+    """BHW bool, True on the picture."""
+
+
+class VLFormer(nn.Module):
+    """N expressions over B images, in one forward."""
+
+    def __init__(
+        self, *, backbone: Backbone, text_encoder: TextEncoder, pixel_decoder: PixelDecoder, decoder: Decoder
+    ) -> None:
+        super().__init__()
+        self.backbone, self.text_encoder = backbone, text_encoder
+        self.pixel_decoder, self.decoder = pixel_decoder, decoder
+
+    def forward(
+        self, images_BCHW: Tensor, pixel_valid_BHW: Tensor, token_NT: Tensor, image_index_N: Tensor
+    ) -> VLFormerOutput:
+        """Logits and masks of every query for each expression.
+
+        `images_BCHW`: RGB 0..255, H and W multiples of 32; `pixel_valid_BHW`: True on the picture, False on the padding
+        at the right and at the bottom; `token_NT`: ids of CLIP's BPE; `image_index_N`: whose picture each one asks about.
+        """
+        return self.ask(self.look(images_BCHW, pixel_valid_BHW), token_NT, image_index_N)
+
+    def look(self, images_BCHW: Tensor, pixel_valid_BHW: Tensor) -> ImageFeatures:
+        """The part that needs no words."""
+        return ImageFeatures(self.backbone(images_BCHW, pixel_valid_BHW), pixel_valid_BHW)
+
+    def ask(self, seen: ImageFeatures, token_NT: Tensor, image_index_N: Tensor) -> VLFormerOutput:
+        """The part that needs the words; may be called many times on what `look` returned."""
+        words = self.text_encoder(token_NT)
+        pixels = self.pixel_decoder(seen.maps, seen.pixel_valid, words, image_index_N)
+        return self.decoder(pixels, words)  # type: ignore[no-any-return]

@@ -1,0 +1,130 @@
+"""The words that every room shares: refs on disk, samples in memory, a batch, a model's output, and the error users see.
+
+Letters used in shapes: B images, N expressions, Q queries, T word tokens, H W pixels, Y X cells of the stride-4 grid.
+Tensor types are named in annotations only, so that importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypedDict
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+class VLFormerError(ValueError):
+    """What a user can cause and mend: the message names the value that was wrong and the remedy."""
+
+
+class RLE(TypedDict):
+    """A mask in COCO's compressed run-length encoding."""
+
+    size: list[int]
+    """Height, width in pixels."""
+    counts: str
+    """The compressed runs, column-major, as ASCII text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """One annotated object of one image with the expressions that mean it: one line of a prepared split."""
+
+    image: str
+    """Path of the picture, relative to the image root that the data set's manifest names."""
+    image_id: int
+    width: int
+    height: int
+    ref_id: int
+    ann_ids: tuple[int, ...]
+    """The annotations that the mask is made of: several for a multi-referent expression, none when nothing is meant."""
+    category: str
+    bbox: tuple[float, float, float, float]
+    """x, y, width, height in pixels; all zero when nothing is meant."""
+    segmentation: RLE | None
+    """None when nothing in the picture is meant."""
+    expressions: tuple[str, ...]
+    sent_ids: tuple[int, ...]
+    """One id per expression, unique within the data set."""
+    kinds: tuple[str, ...] = ()
+    """One label per expression (attribute, location, relation), or empty where the data set has none."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The line of `<split>.jsonl`, ready for `json.dumps`."""
+        row = {name: getattr(self, name) for name in self.__slots__}
+        if not self.kinds:
+            del row["kinds"]
+        return row
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Ref:
+        """The inverse of `to_json`; raises KeyError or TypeError when a field is missing or unknown."""
+        tuples = {k: tuple(row[k]) for k in ("ann_ids", "bbox", "expressions", "sent_ids")}
+        return cls(**{**row, **tuples, "kinds": tuple(row.get("kinds", ()))})
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One (ref, expression) pair: the unit of training and evaluation."""
+
+    ref: Ref
+    expression: str
+    sent_id: int
+    kind: str
+    """Empty where the data set has no kinds."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageGroup:
+    """One picture, transformed, with the samples that ask about it."""
+
+    image_HW3: NDArray[np.uint8]
+    mask_NHW: NDArray[np.bool_]
+    """The referents' masks at the transformed size; all False where nothing is meant."""
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B pictures padded to one canvas and the N expressions that ask about them."""
+
+    images: Tensor
+    """BCHW float32, normalised; padding on the right and at the bottom is zero."""
+    pixel_valid: Tensor
+    """BHW bool, True on the picture, False on padding."""
+    tokens: Tensor
+    """NT int64, zero-padded."""
+    image_index: Tensor
+    """N int64: which of the B pictures each expression asks about."""
+    masks: Tensor
+    """NHW bool: the referents, on the padded canvas."""
+    samples: tuple[Sample, ...]
+
+    def to(self, device: Any) -> Batch:
+        """The same batch with its tensors on `device`."""
+        moved = (getattr(self, name).to(device) for name in ("images", "pixel_valid", "tokens", "image_index", "masks"))
+        return Batch(*moved, samples=self.samples)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the heads say after one block."""
+
+    class_logits: Tensor
+    """NQ2: referent, no-object."""
+    mask_logits: Tensor
+    """NQYX on the stride-4 grid."""
+
+
+@dataclass(frozen=True, slots=True)
+class VLFormerOutput:
+    """What the model returns, in training and in evaluation alike."""
+
+    class_logits: Tensor
+    """NQ2 after the last block: referent, no-object."""
+    mask_logits: Tensor
+    """NQYX after the last block, on the stride-4 grid."""
+    earlier: tuple[Prediction, ...] = ()
+    """The predictions after the blocks before the last, for the loss; empty in eval mode."""

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlformer_cli.data.images import MAX_PIXELS, image_size, read_image
+from vlformer_cli.data.images import MAX_PIXELS, image_size, read_image, read_mask
 from vlformer_cli.types import VLFormerError
 
 
@@ -189,3 +189,23 @@ def test_a_large_picture_is_read_and_a_bomb_is_not(tmp_path: Path, monkeypatch: 
     refused(bomb, "14000 x 13000", "make it smaller")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow warns of pictures between this and twice this
     assert image_size(save(noise(10, 12), tmp_path / "b.png")) == (10, 12)
+
+
+def test_masks(tmp_path: Path) -> None:
+    truth = noise(9, 11)[..., 0] > 127
+    grey = np.where(truth, 255, 0).astype(np.uint8)
+    palette = Image.fromarray(np.where(truth, 3, 0).astype(np.uint8), "L").copy()
+    palette.putpalette([255] * 12)  # the index counts, and not the colour
+    forms = {
+        "grey": Image.fromarray(grey),
+        "labels": Image.fromarray(grey // 255),
+        "palette": palette,
+        "bits": Image.fromarray(grey).convert("1"),
+        "deep": Image.fromarray(grey.astype(np.uint16)),
+        "blue": Image.fromarray(np.stack([0 * grey, 0 * grey, grey], -1)),
+    }
+    for name, image in forms.items():
+        np.testing.assert_array_equal(read_mask(save(image, tmp_path / f"{name}.png")), truth, err_msg=name)
+    for path in (save(grey, tmp_path / "a.jpg"), save(noise(channels=4), tmp_path / "alpha.png")):
+        with pytest.raises(VLFormerError, match="save masks as 8-bit grey PNG"):
+            read_mask(path)

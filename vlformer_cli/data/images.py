@@ -33,6 +33,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # EXIF orientation -> what undoes it
+_MASK_MODES = ("1", "L", "P", "RGB", "I", "I;16")  # 16-bit grey is I or I;16, depending on Pillow's version
 _EXIF_ORIENTATION = 0x0112
 _SWAPS_SIDES = (5, 6, 7, 8)
 
@@ -56,6 +57,18 @@ def image_size(path: Path) -> tuple[int, int]:
             image.load()  # Pillow turns TIFFs itself, but depending on its version only when their pixels are loaded
         width, height = image.size
         return (width, height) if _orientation(image) in _SWAPS_SIDES else (height, width)
+
+
+def read_mask(path: Path) -> NDArray[np.bool_]:
+    """The mask in a PNG as boolean HW: True where grey, palette index or any of red, green and blue is not 0.
+
+    EXIF is not applied. Raises VLFormerError for what is not a PNG, has an alpha channel, or cannot be read.
+    """
+    with _opened(path) as image:
+        if image.format != "PNG" or image.mode not in _MASK_MODES:
+            raise VLFormerError(f"{path} is a {image.format} of mode {image.mode}: save masks as 8-bit grey PNG")
+        mask: NDArray[np.bool_] = np.asarray(image) != 0
+        return mask if mask.ndim == 2 else np.asarray(mask.any(axis=2))
 
 
 @contextmanager

@@ -35,8 +35,11 @@ class Attention(nn.Module):
             x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for x in (projected_NQD, self.key_proj(key_NPD), self.value_proj(value_NPD))
         )
-        seen = None if blocked_NQP is None else ~blocked_NQP[:, None]
-        update_NAQd = F.scaled_dot_product_attention(query_NAQd, key_NAPd, value_NAPd, attn_mask=seen)
+        # written out: one side is always short (queries or words), where fused kernels are slower, above all backwards
+        logits_NAQP = (query_NAQd * query_NAQd.shape[-1] ** -0.5) @ key_NAPd.transpose(-1, -2)
+        if blocked_NQP is not None:
+            logits_NAQP = logits_NAQP.masked_fill(blocked_NQP[:, None], float("-inf"))
+        update_NAQd = logits_NAQP.softmax(-1).to(value_NAPd.dtype) @ value_NAPd
         return self.out_proj(update_NAQd.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 

@@ -5,6 +5,7 @@ Letters: H W pixels. Pictures are HW3 uint8 RGB.
 
 from __future__ import annotations
 
+import contextlib
 import unicodedata
 import uuid
 from pathlib import Path
@@ -180,4 +181,5 @@ def _save(image: Image.Image, path: Path, *, format: str) -> None:
     except OSError as error:
         raise VLFormerError(f"{path} cannot be written ({error}): choose another output folder") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone by its renaming, or never made
+            partial.unlink()

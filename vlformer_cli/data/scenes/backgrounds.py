@@ -30,7 +30,9 @@ def background(rng: Generator, width: int, height: int) -> Picture:
         horizon = int(height * u(rng, 0.3, 0.75))
         picture[horizon:] = _surface(rng, width, height, _muted(rng))[horizon:]
         if coin(rng):
-            cv2.line(picture, (0, horizon), (width, horizon), tuple(float(c) * 0.6 for c in tone), int(rng.integers(1, 4)))
+            cv2.line(
+                picture, (0, horizon), (width, horizon), tuple(float(c) * 0.6 for c in tone), int(rng.integers(1, 4))
+            )
     if coin(rng, 0.5):
         _clutter(rng, picture)
     return picture
@@ -109,7 +111,11 @@ def _clutter(rng: Generator, picture: Picture) -> None:
         if shape == 0:
             cv2.ellipse(layer, spot, (reach, int(reach * u(rng, 0.3, 1.0))), u(rng, 0, 180), 0, 360, colour, -1)
         elif shape == 1:
-            cv2.fillPoly(layer, [(np.array(spot) + rng.integers(-reach - 2, reach + 3, (5, 2))).astype(np.int32)], colour)
+            cv2.fillPoly(
+                layer, [(np.array(spot) + rng.integers(-reach - 2, reach + 3, (5, 2))).astype(np.int32)], colour
+            )
         else:
-            cv2.line(layer, spot, (int(rng.integers(width)), int(rng.integers(height))), colour, int(rng.integers(1, 5)))
+            cv2.line(
+                layer, spot, (int(rng.integers(width)), int(rng.integers(height))), colour, int(rng.integers(1, 5))
+            )
     picture[:] = cv2.GaussianBlur(layer, (0, 0), u(rng, 0.6, 3.0))

@@ -55,7 +55,9 @@ def bottle(rng: Generator) -> list[Part]:
 def book(rng: Generator) -> list[Part]:
     w, h, depth = u(rng, 0.6, 0.75), u(rng, 0.8, 1.0), u(rng, 0.12, 0.22)
     pages = fill(PALE, (-w, h), (w, h), (w + depth, h - depth), (w + depth, -h - depth), (w, -h))
-    back = fill(TRIM, (-w, h), (-w, h + 0.07), (w + 0.02, h + 0.07), (w + depth, h - depth + 0.07), (w + depth, h - depth))
+    back = fill(
+        TRIM, (-w, h), (-w, h + 0.07), (w + 0.02, h + 0.07), (w + depth, h - depth + 0.07), (w + depth, h - depth)
+    )
     parts = [back, pages, rect(BODY, -w, -h, w, h), rect(TRIM, -w, -h, -w + 0.2, h)]
     edge = line(INK, 0.04, (w, h), (w + depth, h - depth), (w + depth, -h - depth), (w, -h), (w, h))
     if coin(rng):
@@ -128,7 +130,9 @@ def clock(rng: Generator) -> list[Part]:
     feet = [line(TRIM, 0.15, (s * 0.5, 0.7), (s * 0.7, 1.05)) for s in (-1, 1)]
     bells = [wedge(TRIM, s * 0.55, -0.8, 0.36, 0.34, 150 + 30 * s, 330 + 30 * s) for s in (-1, 1)]
     hour, minute = np.deg2rad([u(rng, 0, 360), u(rng, 0, 360)])
-    ticks = [rect(INK, x - 0.05, y - 0.05, x + 0.05, y + 0.05) for x, y in ring(0, 0, face * 0.85, face * 0.85, 0, 330, 12)]
+    ticks = [
+        rect(INK, x - 0.05, y - 0.05, x + 0.05, y + 0.05) for x, y in ring(0, 0, face * 0.85, face * 0.85, 0, 330, 12)
+    ]
     hands = [
         line(INK, 0.11, (0, 0), (0.36 * float(np.cos(hour)), 0.36 * float(np.sin(hour)))),
         line(INK, 0.08, (0, 0), (0.52 * float(np.cos(minute)), 0.52 * float(np.sin(minute)))),
@@ -189,7 +193,15 @@ def candle(rng: Generator) -> list[Part]:
 def vase(rng: Generator) -> list[Part]:
     neck, belly, foot = u(rng, 0.2, 0.32), u(rng, 0.55, 0.72), u(rng, 0.26, 0.38)
     lip = neck + u(rng, 0.08, 0.2)
-    right = [(lip, -1.0), (neck, -0.7), (belly * 0.85, -0.2), (belly, 0.2), (belly * 0.75, 0.65), (foot, 0.95), (foot, 1.02)]
+    right = [
+        (lip, -1.0),
+        (neck, -0.7),
+        (belly * 0.85, -0.2),
+        (belly, 0.2),
+        (belly * 0.75, 0.65),
+        (foot, 0.95),
+        (foot, 1.02),
+    ]
     return [mirrored(BODY, *right), disc(TRIM, 0, -0.98, lip, 0.1)]
 
 
@@ -197,9 +209,16 @@ def pot(rng: Generator) -> list[Part]:
     w, leaves = u(rng, 0.45, 0.58), int(rng.integers(5, 8))
     parts = []
     for angle in np.linspace(-65, 65, leaves):
-        tip_x, tip_y = 0.75 * float(np.sin(np.deg2rad(angle))), -0.1 - u(rng, 0.7, 0.95) * float(np.cos(np.deg2rad(angle)))
+        tip_x, tip_y = (
+            0.75 * float(np.sin(np.deg2rad(angle))),
+            -0.1 - u(rng, 0.7, 0.95) * float(np.cos(np.deg2rad(angle))),
+        )
         side = 0.16
-        parts.append(blob(LEAF, (0, 0.1), (tip_x * 0.55 + side, tip_y * 0.55), (tip_x, tip_y), (tip_x * 0.55 - side, tip_y * 0.55)))
+        parts.append(
+            blob(
+                LEAF, (0, 0.1), (tip_x * 0.55 + side, tip_y * 0.55), (tip_x, tip_y), (tip_x * 0.55 - side, tip_y * 0.55)
+            )
+        )
     body = fill(BODY, (-w * 0.9, 0.2), (w * 0.9, 0.2), (w * 0.65, 1.0), (-w * 0.65, 1.0))
     return [*parts, body, rect(TRIM, -w, 0.02, w, 0.26)]
 

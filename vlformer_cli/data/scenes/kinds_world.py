@@ -1,6 +1,8 @@
-"""Drawings of things to wear, to play with, to eat, of animals and of things out of doors."""
+"""Drawings of things to wear, to play with and to travel in: one function a kind, with some variation."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 from numpy.random import Generator
@@ -10,7 +12,6 @@ from vlformer_cli.data.scenes.shapes import (
     FLAME,
     GLASS,
     INK,
-    LEAF,
     LIGHT,
     METAL,
     PALE,
@@ -26,7 +27,6 @@ from vlformer_cli.data.scenes.shapes import (
     line,
     mirrored,
     rect,
-    ring,
     soft_rect,
     u,
     wedge,
@@ -44,58 +44,36 @@ def ball(rng: Generator) -> list[Part]:
     return [*parts, disc(LIGHT, -0.35, -0.42, 0.2, 0.15)]
 
 
-def apple(rng: Generator) -> list[Part]:
-    w, low = u(rng, 0.82, 0.95), u(rng, 0.8, 0.9)
-    right = [(0.0, -0.55), (0.4, -0.72), (w, -0.25), (w * 0.85, 0.4), (0.4, low), (0.0, low - 0.1)]
-    stem = line(WOOD, 0.1, (0, -0.5), (0.1, -1.0))
-    leaf = blob(LEAF, (0.1, -0.8), (0.35, -1.05), (0.65, -0.95), (0.4, -0.75))
-    return [mirrored(BODY, *right), disc(LIGHT, -0.45, -0.25, 0.15, 0.22), stem, leaf]
-
-
-def banana(rng: Generator) -> list[Part]:
-    curve = u(rng, 0.45, 0.7)
-    outer, inner = ring(0, -0.5, 1.15, 0.55 + curve, 15, 165, 16), ring(0, -0.62, 1.02, curve * 0.62, 160, 20, 16)
-    body = Part(BODY, np.concatenate([outer, inner]))
-    ridge = Part(TRIM, ring(0, -0.55, 1.0, 0.38 + curve * 0.8, 30, 150), 0.05)
-    left, right = outer[-1], outer[0]
-    tip = line(WOOD, 0.16, (float(left[0]), float(left[1])), (float(left[0]) - 0.05, float(left[1]) - 0.2))
-    return [tip, body, ridge, disc(INK, float(right[0]) - 0.02, float(right[1]) - 0.05, 0.09)]
-
-
-def pear(rng: Generator) -> list[Part]:
-    w, neck = u(rng, 0.62, 0.72), u(rng, 0.26, 0.34)
-    right = [(0.0, -0.85), (neck, -0.7), (neck + 0.1, -0.25), (w, 0.3), (w * 0.75, 0.8), (0.0, 0.95)]
-    return [mirrored(BODY, *right), line(WOOD, 0.09, (0, -0.8), (0.1, -1.15)), disc(LIGHT, -0.3, 0.2, 0.12, 0.24)]
-
-
-def carrot(rng: Generator) -> list[Part]:
-    w = u(rng, 0.26, 0.34)
-    leaves = [blob(LEAF, (0, -0.5), (x + 0.1, -0.85), (x * 1.6, -1.2), (x - 0.12, -0.85)) for x in (-0.28, 0.0, 0.28)]
-    root = mirrored(BODY, (w * 0.7, -0.6), (w, -0.45), (w * 0.6, 0.4), (0.04, 1.15))
-    rings = [line(TRIM, 0.05, (-w * 0.8, y), (-w * 0.1, y + 0.03)) for y in (-0.2, 0.15)]
-    return [*leaves, root, *rings]
-
-
-def mushroom(rng: Generator) -> list[Part]:
-    h, stem = u(rng, 0.85, 1.05), u(rng, 0.2, 0.3)
-    foot = fill(PALE, (-stem, 0), (stem, 0), (stem * 1.25, 0.9), (-stem * 1.25, 0.9))
-    return [foot, disc(TRIM, 0, 0.02, 0.95, 0.17), wedge(BODY, 0, 0.05, 1.0, h, 180, 360)]
-
-
 def shoe(rng: Generator) -> list[Part]:
     top = u(rng, -0.6, -0.4)
-    upper = blob(BODY, (-0.95, top), (-0.4, top - 0.02), (-0.1, top + 0.2), (0.5, -0.02), (1.02, 0.18), (1.05, 0.42), (-1.0, 0.42), (-1.02, 0.0))
+    upper = blob(
+        BODY,
+        (-0.95, top),
+        (-0.4, top - 0.02),
+        (-0.1, top + 0.2),
+        (0.5, -0.02),
+        (1.02, 0.18),
+        (1.05, 0.42),
+        (-1.0, 0.42),
+        (-1.02, 0.0),
+    )
     sole = soft_rect(PALE if coin(rng, 0.7) else TRIM, -1.05, 0.36, 1.12, 0.56, 0.08)
-    laces = [line(PALE, 0.07, (x, top + 0.12 + 0.5 * i * 0.22), (x + 0.24, top + 0.02 + 0.5 * i * 0.22)) for i, x in enumerate((-0.22, 0.0, 0.22))]
+    laces = [
+        line(PALE, 0.07, (x, top + 0.12 + 0.5 * i * 0.22), (x + 0.24, top + 0.02 + 0.5 * i * 0.22))
+        for i, x in enumerate((-0.22, 0.0, 0.22))
+    ]
     return [upper, disc(TRIM, -0.66, top + 0.02, 0.3, 0.1), sole, *laces]
 
 
 def umbrella(rng: Generator) -> list[Part]:
     h, n = u(rng, 0.85, 1.0), int(rng.integers(3, 6))
     edges = np.linspace(-1, 1, n + 1)
-    pole = [line(WOOD if coin(rng) else INK, 0.09, (0, -h - 0.12), (0, 0.8)), arc(INK, 0.17, 0.8, 0.17, 0.18, 0, 180, 0.1)]
+    pole = [
+        line(WOOD if coin(rng) else INK, 0.09, (0, -h - 0.12), (0, 0.8)),
+        arc(INK, 0.17, 0.8, 0.17, 0.18, 0, 180, 0.1),
+    ]
     dome = wedge(BODY, 0, 0, 1.1, h, 180, 360)
-    scallops = [wedge(BODY, float(a + b) * 0.55, 0.0, float(b - a) * 0.55, -0.12, 180, 360) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    scallops = [wedge(BODY, float(a + b) * 0.55, 0.0, float(b - a) * 0.55, -0.12, 180, 360) for a, b in pairwise(edges)]
     ribs = [line(TRIM, 0.04, (0, -h), (float(x) * 0.75, -h * 0.6), (float(x) * 1.1, 0)) for x in edges[1:-1]]
     return [*pole, dome, *scallops, *ribs]
 
@@ -104,15 +82,36 @@ def bag(rng: Generator) -> list[Part]:
     w, flare = u(rng, 0.65, 0.8), u(rng, 1.0, 1.22)
     handle = arc(TRIM, 0, -0.3, u(rng, 0.3, 0.42), u(rng, 0.55, 0.7), 180, 360, 0.1)
     body = fill(BODY, (-w, -0.32), (w, -0.32), (w * flare, 0.85), (-w * flare, 0.85))
-    flap = [wedge(TRIM, 0, -0.32, w, 0.4, 0, 180), disc(METAL, 0, 0.05, 0.09)] if coin(rng) else [rect(TRIM, -w, -0.34, w, -0.2)]
+    flap = (
+        [wedge(TRIM, 0, -0.32, w, 0.4, 0, 180), disc(METAL, 0, 0.05, 0.09)]
+        if coin(rng)
+        else [rect(TRIM, -w, -0.34, w, -0.2)]
+    )
     return [handle, body, *flap]
 
 
 def sock(rng: Generator) -> list[Part]:
     leg = u(rng, 0.27, 0.34)
-    foot = blob(BODY, (-leg, -0.6), (leg, -0.6), (leg, 0.25), (0.75, 0.42), (1.0, 0.7), (0.7, 0.95), (0.0, 0.95), (-leg, 0.75), (-leg, 0.1))
+    foot = blob(
+        BODY,
+        (-leg, -0.6),
+        (leg, -0.6),
+        (leg, 0.25),
+        (0.75, 0.42),
+        (1.0, 0.7),
+        (0.7, 0.95),
+        (0.0, 0.95),
+        (-leg, 0.75),
+        (-leg, 0.1),
+    )
     tube = rect(BODY, -leg, -0.95, leg, 0.2)
-    return [foot, tube, disc(TRIM, 0.8, 0.7, 0.2, 0.25), disc(TRIM, -0.1, 0.72, 0.2), rect(LIGHT, -leg - 0.04, -1.05, leg + 0.04, -0.72)]
+    return [
+        foot,
+        tube,
+        disc(TRIM, 0.8, 0.7, 0.2, 0.25),
+        disc(TRIM, -0.1, 0.72, 0.2),
+        rect(LIGHT, -leg - 0.04, -1.05, leg + 0.04, -0.72),
+    ]
 
 
 def shirt(rng: Generator) -> list[Part]:
@@ -123,56 +122,25 @@ def shirt(rng: Generator) -> list[Part]:
     return [mirrored(BODY, *right, smooth=False), neck, *seams]
 
 
-def bear(rng: Generator) -> list[Part]:
-    ear, belly = u(rng, 0.19, 0.25), u(rng, 0.48, 0.58)
-    limbs = [disc(BODY, s * x, y, 0.24, 0.3) for s in (-1, 1) for x, y in ((0.55, 0.2), (0.38, 0.9))]
-    ears = [disc(tone, s * 0.4, -0.98, r) for s in (-1, 1) for tone, r in ((BODY, ear), (LIGHT, ear * 0.55))]
-    body = [disc(BODY, 0, 0.4, belly, 0.62), disc(LIGHT, 0, 0.45, belly * 0.6, 0.38), disc(BODY, 0, -0.55, 0.54, 0.48)]
-    face = [disc(LIGHT, 0, -0.4, 0.24, 0.18), disc(INK, 0, -0.46, 0.1, 0.07)]
-    eyes = [disc(INK, s * 0.2, -0.66, 0.07) for s in (-1, 1)]
-    return [*limbs, *ears, *body, *face, *eyes]
-
-
-def fish(rng: Generator) -> list[Part]:
-    h, tail = u(rng, 0.42, 0.6), u(rng, 0.38, 0.52)
-    fins = [blob(TRIM, (-0.3, -h * 0.8), (0.1, -h - 0.28), (0.3, -h * 0.75), (0, -0.1)), fill(TRIM, (0, h * 0.6), (0.3, h + 0.2), (-0.2, h * 0.8))]
-    body = blob(BODY, (-0.95, 0.02), (-0.45, -h * 0.88), (0.15, -h * 0.85), (0.62, -0.14), (0.62, 0.14), (0.15, h * 0.85), (-0.45, h * 0.88))
-    tail_fin = fill(TRIM, (0.52, 0), (1.08, -tail), (0.94, 0), (1.08, tail))
-    eye = [disc(PALE, -0.58, -0.12, 0.12), disc(INK, -0.6, -0.12, 0.065)]
-    return [*fins, tail_fin, body, arc(TRIM, -0.62, 0, 0.32, h * 0.8, -55, 55, 0.05), *eye]
-
-
-def duck(rng: Generator) -> list[Part]:
-    head = u(rng, 0.36, 0.44)
-    body = blob(BODY, (-0.75, 0.3), (-0.3, 0.02), (0.3, 0.12), (0.7, 0.0), (1.1, -0.25), (0.95, 0.5), (0.45, 0.88), (-0.4, 0.88))
-    beak = blob(FLAME, (-0.72, -0.55), (-1.02, -0.5), (-1.1, -0.36), (-0.72, -0.32))
-    wing = blob(TRIM, (0.0, 0.3), (0.4, 0.25), (0.75, 0.3), (0.45, 0.6), (0.1, 0.55))
-    return [beak, body, disc(BODY, -0.42, -0.42, head), wing, disc(INK, -0.56, -0.52, 0.07)]
-
-
-def butterfly(rng: Generator) -> list[Part]:
-    up, low = u(rng, 0.85, 1.05), u(rng, 0.5, 0.72)
-    wings = []
-    for s in (-1, 1):
-        wings.append(blob(BODY, (0, 0.1), (s * 0.3, -0.65), (s * up, -0.85), (s * 0.95, -0.2), (s * 0.5, 0.12)))
-        wings.append(blob(BODY, (0, 0.0), (s * 0.55, 0.05), (s * (low + 0.1), 0.45), (s * 0.4, 0.8), (s * 0.1, 0.45)))
-        wings += [disc(TRIM, s * 0.66, -0.5, 0.15), line(INK, 0.04, (0, -0.5), (s * 0.22, -0.95))]
-    return [*wings, disc(INK, 0, 0, 0.1, 0.58)]
-
-
 def car(rng: Generator) -> list[Part]:
     roof, wheel = u(rng, -0.62, -0.5), u(rng, 0.22, 0.27)
     front = u(rng, 0.45, 0.6)
     cabin = fill(BODY, (-0.75, -0.08), (-0.5, roof), (0.28, roof), (front + 0.12, -0.08))
     body = soft_rect(BODY, -1.1, -0.12, 1.12, 0.36, 0.13)
-    panes = [fill(GLASS, (-0.6, -0.1), (-0.43, roof + 0.1), (-0.14, roof + 0.1), (-0.14, -0.1)), fill(GLASS, (-0.04, -0.1), (-0.04, roof + 0.1), (0.24, roof + 0.1), (front - 0.04, -0.1))]
+    panes = [
+        fill(GLASS, (-0.6, -0.1), (-0.43, roof + 0.1), (-0.14, roof + 0.1), (-0.14, -0.1)),
+        fill(GLASS, (-0.04, -0.1), (-0.04, roof + 0.1), (0.24, roof + 0.1), (front - 0.04, -0.1)),
+    ]
     wheels = [disc(tone, x, 0.36, r) for x in (-0.62, 0.62) for tone, r in ((INK, wheel), (METAL, wheel * 0.5))]
     return [cabin, body, *panes, disc(FLAME, 1.04, 0.04, 0.07, 0.08), rect(TRIM, -1.1, 0.2, 1.12, 0.3), *wheels]
 
 
 def truck(rng: Generator) -> list[Part]:
     load, wheel = u(rng, -0.75, -0.55), u(rng, 0.2, 0.25)
-    cargo, cab = rect(BODY, -1.15, load, 0.4, 0.35), fill(TRIM, (0.45, 0.4), (0.45, -0.35), (0.85, -0.35), (1.1, 0.0), (1.15, 0.4))
+    cargo, cab = (
+        rect(BODY, -1.15, load, 0.4, 0.35),
+        fill(TRIM, (0.45, 0.4), (0.45, -0.35), (0.85, -0.35), (1.1, 0.0), (1.15, 0.4)),
+    )
     window = fill(GLASS, (0.58, -0.02), (0.58, -0.25), (0.8, -0.25), (0.98, -0.02))
     wheels = [disc(tone, x, 0.45, r) for x in (-0.75, -0.25, 0.78) for tone, r in ((INK, wheel), (METAL, wheel * 0.5))]
     return [rect(INK, -1.1, 0.3, 1.1, 0.42), cargo, cab, window, *wheels]
@@ -181,7 +149,10 @@ def truck(rng: Generator) -> list[Part]:
 def boat(rng: Generator) -> list[Part]:
     mast, w = u(rng, -1.1, -0.9), u(rng, 0.7, 0.85)
     hull = fill(BODY, (-1.05, 0.35), (1.1, 0.35), (w, 0.85), (-w, 0.85))
-    sails = [fill(LIGHT, (0.08, mast), (0.08, 0.2), (0.85, 0.2)), fill(LIGHT, (-0.06, mast + 0.25), (-0.06, 0.2), (-0.65, 0.2))]
+    sails = [
+        fill(LIGHT, (0.08, mast), (0.08, 0.2), (0.85, 0.2)),
+        fill(LIGHT, (-0.06, mast + 0.25), (-0.06, 0.2), (-0.65, 0.2)),
+    ]
     return [line(WOOD, 0.08, (0, mast - 0.05), (0, 0.4)), *sails, hull, rect(TRIM, -1.05, 0.33, 1.1, 0.44)]
 
 
@@ -190,7 +161,14 @@ def plane(rng: Generator) -> list[Part]:
     body = blob(BODY, (-1.0, -0.12), (0.5, -0.2), (0.95, -0.08), (1.12, 0.06), (0.8, 0.2), (0.0, 0.22), (-0.7, 0.08))
     tail = fill(BODY, (-1.0, -0.1), (-1.2, u(rng, -0.65, -0.55)), (-0.95, -0.6), (-0.6, -0.12))
     near = fill(TRIM, (0.3, 0.08), (-0.35, 0.68), (-0.1, 0.7), (0.6, 0.08))
-    return [far, tail, body, near, *[disc(GLASS, x, -0.06, 0.06) for x in (-0.35, -0.1, 0.15, 0.4)], disc(GLASS, 0.82, -0.03, 0.12, 0.08)]
+    return [
+        far,
+        tail,
+        body,
+        near,
+        *[disc(GLASS, x, -0.06, 0.06) for x in (-0.35, -0.1, 0.15, 0.4)],
+        disc(GLASS, 0.82, -0.03, 0.12, 0.08),
+    ]
 
 
 def house(rng: Generator) -> list[Part]:
@@ -200,22 +178,6 @@ def house(rng: Generator) -> list[Part]:
     door = rect(WOOD, -0.14 - 0.2, 0.3, 0.1 - 0.2, 0.9)
     panes = [rect(PALE, 0.16, 0.1, 0.52, 0.46), rect(GLASS, 0.2, 0.14, 0.48, 0.42)]
     return [*chimney, rect(BODY, -w, -0.16, w, 0.9), roof, door, *panes]
-
-
-def tree(rng: Generator) -> list[Part]:
-    trunk = fill(WOOD, (-0.12, 0.0), (0.12, 0.0), (0.17, 1.1), (-0.17, 1.1))
-    if coin(rng, 0.4):
-        tiers = [fill(BODY, (0, y), (w, y + 0.75), (-w, y + 0.75)) for y, w in ((0.0, 0.78), (-0.5, 0.62), (-1.0, 0.45))]
-        return [trunk, *tiers]
-    crowns = [disc(BODY, x + u(rng, -0.06, 0.06), y, r) for x, y, r in ((-0.4, -0.15, 0.46), (0.4, -0.15, 0.46), (-0.22, -0.6, 0.44), (0.25, -0.62, 0.42), (0, -0.2, 0.5))]
-    return [trunk, *crowns, disc(LIGHT, -0.25, -0.65, 0.16, 0.12)]
-
-
-def flower(rng: Generator) -> list[Part]:
-    petals, r = int(rng.integers(5, 8)), u(rng, 0.26, 0.3)
-    stem = [line(LEAF, 0.1, (0, -0.3), (0.05, 1.1)), blob(LEAF, (0.05, 0.75), (0.35, 0.4), (0.6, 0.38), (0.35, 0.7))]
-    spots = ring(0, -0.5, 0.4, 0.4, 0, 360 * (1 - 1 / petals), petals)
-    return [*stem, *[disc(BODY, float(x), float(y), r) for x, y in spots], disc(FLAME, 0, -0.5, 0.22)]
 
 
 def star(rng: Generator) -> list[Part]:
@@ -235,7 +197,10 @@ def heart(rng: Generator) -> list[Part]:
 def kite(rng: Generator) -> list[Part]:
     cross, w = u(rng, -0.5, -0.3), u(rng, 0.6, 0.75)
     tail = line(INK, 0.05, (0, 0.6), (0.18, 0.85), (-0.08, 1.05), (0.12, 1.3))
-    bows = [fill(TRIM, (x - 0.13, y - 0.08), (x + 0.13, y + 0.08), (x + 0.13, y - 0.08), (x - 0.13, y + 0.08)) for x, y in ((0.14, 0.85), (-0.02, 1.08))]
+    bows = [
+        fill(TRIM, (x - 0.13, y - 0.08), (x + 0.13, y + 0.08), (x + 0.13, y - 0.08), (x - 0.13, y + 0.08))
+        for x, y in ((0.14, 0.85), (-0.02, 1.08))
+    ]
     sail = fill(BODY, (0, -1.1), (w, cross), (0, 0.65), (-w, cross))
     return [tail, *bows, sail, line(TRIM, 0.05, (0, -1.1), (0, 0.65)), line(TRIM, 0.05, (-w, cross), (w, cross))]
 
@@ -250,19 +215,38 @@ def balloon(rng: Generator) -> list[Part]:
 def guitar(rng: Generator) -> list[Part]:
     w = u(rng, 0.44, 0.52)
     body = mirrored(BODY, (0.12, -0.12), (w * 0.75, 0.02), (w * 0.6, 0.32), (w, 0.7), (w * 0.6, 1.08), (0.0, 1.15))
-    neck, head = rect(WOOD, -0.07, -0.95, 0.07, 0.3), fill(INK, (-0.13, -1.25), (0.13, -1.25), (0.1, -0.92), (-0.1, -0.92))
-    return [body, disc(INK, 0, 0.4, 0.15), neck, head, rect(INK, -0.2, 0.78, 0.2, 0.86), line(PALE, 0.03, (0, -0.9), (0, 0.8))]
+    neck, head = (
+        rect(WOOD, -0.07, -0.95, 0.07, 0.3),
+        fill(INK, (-0.13, -1.25), (0.13, -1.25), (0.1, -0.92), (-0.1, -0.92)),
+    )
+    return [
+        body,
+        disc(INK, 0, 0.4, 0.15),
+        neck,
+        head,
+        rect(INK, -0.2, 0.78, 0.2, 0.86),
+        line(PALE, 0.03, (0, -0.9), (0, 0.8)),
+    ]
 
 
 def bell(rng: Generator) -> list[Part]:
     w = u(rng, 0.42, 0.52)
     dome = mirrored(BODY, (0.12, -0.78), (w * 0.9, -0.5), (w, 0.1), (w + 0.12, 0.45), (0.85, 0.62), smooth=False)
-    return [disc(INK, 0, 0.74, 0.18), disc(TRIM, 0, -0.84, 0.16), dome, wedge(BODY, 0, -0.5, w * 0.9, 0.32, 180, 360), soft_rect(TRIM, -0.9, 0.52, 0.9, 0.7, 0.08)]
+    return [
+        disc(INK, 0, 0.74, 0.18),
+        disc(TRIM, 0, -0.84, 0.16),
+        dome,
+        wedge(BODY, 0, -0.5, w * 0.9, 0.32, 180, 360),
+        soft_rect(TRIM, -0.9, 0.52, 0.9, 0.7, 0.08),
+    ]
 
 
 def pencil(rng: Generator) -> list[Part]:
     w, tip = u(rng, 0.11, 0.15), u(rng, 0.25, 0.35)
-    point = [fill(PALE, (-w, 0.9), (w, 0.9), (0, 0.9 + tip)), fill(INK, (-w * 0.4, 0.9 + tip * 0.6), (w * 0.4, 0.9 + tip * 0.6), (0, 0.9 + tip))]
+    point = [
+        fill(PALE, (-w, 0.9), (w, 0.9), (0, 0.9 + tip)),
+        fill(INK, (-w * 0.4, 0.9 + tip * 0.6), (w * 0.4, 0.9 + tip * 0.6), (0, 0.9 + tip)),
+    ]
     shaft = [rect(BODY, -w, -0.85, w, 0.9), rect(TRIM, -w, -0.85, -w * 0.35, 0.9)]
     return [*point, *shaft, rect(METAL, -w, -1.0, w, -0.84), soft_rect(PALE, -w, -1.2, w, -1.0, 0.05)]
 
@@ -276,27 +260,16 @@ def crown(rng: Generator) -> list[Part]:
 
 WORLD: dict[str, Kind] = {
     "ball": Kind(ball, turn=40),
-    "apple": Kind(apple, turn=15),
-    "banana": Kind(banana, patterned=False, turn=40, scale=1.1),
-    "pear": Kind(pear, turn=15),
-    "carrot": Kind(carrot, patterned=False, turn=50, scale=1.15),
-    "mushroom": Kind(mushroom, turn=10),
     "shoe": Kind(shoe, turn=8),
     "umbrella": Kind(umbrella, turn=15, scale=1.05),
     "bag": Kind(bag, turn=8),
     "sock": Kind(sock, turn=15),
     "shirt": Kind(shirt, turn=8),
-    "bear": Kind(bear, turn=8),
-    "fish": Kind(fish, turn=12),
-    "duck": Kind(duck, turn=8),
-    "butterfly": Kind(butterfly, turn=25),
     "car": Kind(car, turn=5),
     "truck": Kind(truck, turn=5),
     "boat": Kind(boat, turn=8),
     "plane": Kind(plane, turn=15, scale=1.1),
     "house": Kind(house, turn=4),
-    "tree": Kind(tree, turn=5),
-    "flower": Kind(flower, turn=12, scale=1.1),
     "star": Kind(star, turn=18),
     "heart": Kind(heart, turn=15),
     "kite": Kind(kite, turn=20, scale=1.1),

@@ -6,24 +6,25 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vlformer_cli.data.scenes.kinds_home import HOME
+from vlformer_cli.data.scenes.kinds_nature import NATURE
 from vlformer_cli.data.scenes.kinds_world import WORLD
 from vlformer_cli.data.scenes.shapes import Kind
 
-KINDS: dict[str, Kind] = {**HOME, **WORLD}
+KINDS: dict[str, Kind] = {**HOME, **NATURE, **WORLD}
 
 COLOURS: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]] = {
-    "red": ((-6, 6), (0.8, 0.95), (0.72, 0.95)),
-    "orange": ((23, 32), (0.85, 1.0), (0.92, 1.0)),
-    "yellow": ((50, 57), (0.75, 0.95), (0.92, 1.0)),
-    "green": ((100, 142), (0.6, 0.85), (0.42, 0.72)),
-    "cyan": ((176, 187), (0.6, 0.85), (0.78, 0.92)),
-    "blue": ((215, 232), (0.72, 0.92), (0.6, 0.92)),
-    "purple": ((268, 284), (0.52, 0.75), (0.45, 0.68)),
-    "pink": ((328, 344), (0.38, 0.55), (0.95, 1.0)),
-    "brown": ((18, 27), (0.6, 0.75), (0.36, 0.5)),
-    "black": ((0, 360), (0.0, 0.2), (0.07, 0.16)),
-    "white": ((0, 360), (0.0, 0.04), (0.94, 1.0)),
-    "gray": ((0, 360), (0.0, 0.06), (0.46, 0.6)),
+    "red": ((-7, 5), (0.78, 1.0), (0.7, 1.0)),
+    "orange": ((22, 38), (0.85, 1.0), (0.92, 1.0)),
+    "yellow": ((49, 60), (0.72, 1.0), (0.92, 1.0)),
+    "green": ((97, 145), (0.58, 1.0), (0.42, 0.8)),
+    "cyan": ((173, 188), (0.58, 1.0), (0.78, 1.0)),
+    "blue": ((213, 240), (0.7, 1.0), (0.6, 1.0)),
+    "purple": ((266, 300), (0.52, 0.95), (0.45, 0.68)),
+    "pink": ((326, 351), (0.28, 0.55), (0.94, 1.0)),
+    "brown": ((14, 27), (0.6, 0.85), (0.34, 0.52)),
+    "black": ((0, 360), (0.0, 0.2), (0.03, 0.16)),
+    "white": ((0, 360), (0.0, 0.04), (0.93, 1.0)),
+    "gray": ((0, 360), (0.0, 0.06), (0.45, 0.64)),
 }
 """Ranges of hue (degrees), saturation and value: a person would give anything inside them that name."""
 

@@ -1,0 +1,58 @@
+"""`vlformer predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlformer_cli.commands.common import Device, Json, Threads, Weights, load_model, print_json, say
+
+PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".heic", ".avif"}
+
+
+def predict(
+    words: Annotated[
+        list[str], typer.Argument(metavar="IMAGE... EXPRESSION", help="Pictures, then what to find in each of them.")
+    ],
+    expression: Annotated[list[str] | None, typer.Option("--expression", "-e", help="Another expression; repeatable.")] = None,
+    weights: Weights = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where masks and overlays go.")] = Path("outputs/predict"),
+    as_json: Json = False,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Segment what an expression means in a picture: writes a mask (0/255 PNG) and an overlay for each pair."""
+    images, expressions = split_words(words, expression or [])
+    from vlformer_cli.engine.predict import Predictor
+    from vlformer_cli.engine.predict_files import predict_files
+
+    loaded = load_model(weights, device, threads)
+    done = predict_files(Predictor(loaded.model, loaded.config), images, expressions, output)
+    if as_json:
+        model = {"name": loaded.config.name, "weights": str(loaded.path)}
+        print_json({"model": model, "results": [result.to_json() for result in done.results]})
+    else:
+        for result in done.results:
+            print(f'{result.image}: "{result.expression}" -> {result.mask} ({result.area} px, score {result.score:.2f})')
+    for message in done.warnings:
+        say(f"vlformer: {message}")
+    for message in done.failures:
+        say(f"vlformer: {message}")
+    if done.failures:
+        raise typer.Exit(1)
+
+
+def split_words(words: list[str], more: list[str]) -> tuple[list[Path], list[str]]:
+    """The pictures and the expressions among the positionals; the last is an expression unless it is a picture and -e was given.
+
+    >>> split_words(["a.jpg", "b.jpg", "red cup"], [])[1], split_words(["a.jpg"], ["red cup"])[1]
+    (['red cup'], ['red cup'])
+    """
+    last = Path(words[-1])
+    last_is_picture = bool(more) and (last.exists() or last.suffix.lower() in PICTURE_ENDINGS)
+    pictures, expressions = (words, more) if last_is_picture else (words[:-1], [words[-1], *more])
+    if not pictures:
+        raise typer.BadParameter('give a picture and an expression: vlformer predict photo.jpg "red cup"')
+    return [Path(picture) for picture in pictures], expressions

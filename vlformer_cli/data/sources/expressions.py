@@ -1,0 +1,181 @@
+"""The expressions file of a custom data set: JSON list, JSONL or CSV, a row per expression.
+
+image           file name of the picture, relative to the folder of pictures
+expression      the text
+annotation_id   the annotation that it means, an id of instances.json; or
+annotation_ids  several, whose union is meant (in CSV parted by spaces or semicolons); or
+mask            a PNG, relative to the expressions file, not 0 where the referent is; or none of these three:
+                the expression means nothing in the picture
+split           optional: train, val, test or any other name
+kind            optional: a label by which evaluations are broken down
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlformer_cli.data.sources.coco import read_json
+from vlformer_cli.types import VLFormerError
+
+FIELDS = ("image", "expression", "annotation_id", "annotation_ids", "mask", "split", "kind")
+SUFFIXES = (".json", ".jsonl", ".csv")
+_SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # it becomes a file name
+
+
+@dataclass(frozen=True, slots=True)
+class ExpressionRow:
+    """One expression. Without `ann_ids` and `mask` it means nothing in the picture."""
+
+    place: str
+    """File and line or row, for messages."""
+    image: str
+    expression: str
+    ann_ids: tuple[int, ...]
+    """Sorted, without repetitions."""
+    mask: str | None
+    split: str
+    kind: str
+
+
+def read_expressions(path: Path, default_split: str) -> list[ExpressionRow]:
+    """The rows of a .json, .jsonl or .csv file; raises VLFormerError with file, row, value and remedy.
+
+    White space within an expression is reduced to single spaces; rows without a split get `default_split`.
+    """
+    readers = {".json": _json_rows, ".jsonl": _jsonl_rows, ".csv": _csv_rows}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise VLFormerError(f"{path} ends in {path.suffix!r}: an expressions file is one of {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise VLFormerError(f"{path} is not there: check the path of the expressions file")
+    try:
+        rows = [_row(place, fields, default_split) for place, fields in reader(path)]
+    except UnicodeDecodeError as error:
+        raise VLFormerError(f"{path} is not in UTF-8 ({error}): save it again as UTF-8") from error
+    if not rows:
+        raise VLFormerError(f"{path} holds no expressions: give it a row per expression")
+    return rows
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` where one of the known names is close, or nothing.
+
+    >>> did_you_mean("expresion", ["image", "expression"])
+    "; did you mean 'expression'?"
+    >>> did_you_mean("x", ["image"])
+    ''
+    """
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    document = read_json(path)
+    if not isinstance(document, list):
+        raise VLFormerError(
+            f"{path} holds a {type(document).__name__}: it must be a list of objects, one per expression"
+        )
+    for number, fields in enumerate(document, 1):
+        yield f"{path} row {number}", fields
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                yield f"{path} line {number}", json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise VLFormerError(f"{path} line {number} is not JSON ({error}): write one object per line") from error
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            _check_header(path, reader.fieldnames or [])
+            for cells in reader:
+                place = f"{path} line {reader.line_num}"
+                if None in cells:
+                    raise VLFormerError(f"{place} has more cells than the header: put text with commas in quotes")
+                filled = {name: cell.strip() for name, cell in cells.items() if cell is not None and cell.strip()}
+                yield place, {**filled, **_csv_ids(place, filled)}
+        except csv.Error as error:
+            raise VLFormerError(f"{path} line {reader.line_num} is not CSV ({error}): check its quotes") from error
+
+
+def _check_header(path: Path, names: Sequence[str]) -> None:
+    for name in names:
+        _check_name(f"{path} line 1", name)
+    if len(set(names)) != len(names):
+        raise VLFormerError(f"{path} line 1 names a column twice ({', '.join(names)}): keep one of them")
+
+
+def _check_name(place: str, name: str) -> None:
+    if name not in FIELDS:
+        hint = did_you_mean(name, FIELDS)
+        raise VLFormerError(f"{place} has an unknown field {name!r} (there are {', '.join(FIELDS)}){hint}")
+
+
+def _csv_ids(place: str, cells: dict[str, str]) -> dict[str, Any]:
+    try:
+        ids: dict[str, Any] = {}
+        if "annotation_id" in cells:
+            ids["annotation_id"] = int(cells["annotation_id"])
+        if "annotation_ids" in cells:
+            ids["annotation_ids"] = [int(part) for part in re.split(r"[\s;,]+", cells["annotation_ids"]) if part]
+        return ids
+    except ValueError as error:
+        raise VLFormerError(f"{place}: {error}: annotation ids are whole numbers, parted by spaces") from error
+
+
+def _row(place: str, fields: Any, default_split: str) -> ExpressionRow:
+    if not isinstance(fields, dict):
+        raise VLFormerError(f"{place} holds {str(fields)[:40]!r}: it must be an object with image and expression")
+    for name in fields:
+        _check_name(place, name)
+    given = [name for name in ("annotation_id", "annotation_ids", "mask") if fields.get(name) is not None]
+    if len(given) > 1:
+        raise VLFormerError(f"{place} has both {given[0]} and {given[1]}: keep one of them")
+    split = _text(place, fields, "split") or default_split
+    if not _SPLIT.fullmatch(split):
+        raise VLFormerError(f"{place} has the split {split!r}: use letters, digits, - and _")
+    return ExpressionRow(
+        place=place,
+        image=_needed(place, fields, "image"),
+        expression=" ".join(_needed(place, fields, "expression").split()),
+        ann_ids=_ann_ids(place, fields),
+        mask=_text(place, fields, "mask") or None,
+        split=split,
+        kind=_text(place, fields, "kind"),
+    )
+
+
+def _ann_ids(place: str, fields: dict[str, Any]) -> tuple[int, ...]:
+    one, several = fields.get("annotation_id"), fields.get("annotation_ids")
+    ids = [one] if one is not None else [] if several is None else several
+    if not isinstance(ids, list) or any(type(value) is not int for value in ids):
+        raise VLFormerError(f"{place} has the annotation ids {ids!r}: give whole numbers, several of them as a list")
+    return tuple(sorted(set(ids)))
+
+
+def _text(place: str, fields: dict[str, Any], name: str) -> str:
+    value = fields.get(name)
+    if value is not None and not isinstance(value, str):
+        raise VLFormerError(f"{place} has the {name} {value!r}: it must be text")
+    return (value or "").strip()
+
+
+def _needed(place: str, fields: dict[str, Any], name: str) -> str:
+    text = _text(place, fields, name)
+    if not text:
+        raise VLFormerError(f"{place} has no {name}: every row needs an image and an expression")
+    return text

@@ -202,7 +202,7 @@ class Config:
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
-    """Reads a YAML file and applies `a.b=value` overrides; raises VLFormerError that names the file, field and value."""
+    """Reads a YAML file and applies `a.b=value` overrides; raises VLFormerError with the file, field and value."""
     if not path.is_file():
         raise VLFormerError(f"no config file at {path}: give --config one of configs/*.yaml")
     try:

@@ -1,4 +1,4 @@
-"""The words that every room shares: refs on disk, samples in memory, a batch, a model's output, and the error users see.
+"""The words that every room shares: refs on disk, samples in memory, a batch, a model's output, the error users see.
 
 Letters used in shapes: B images, N expressions, Q queries, T word tokens, H W pixels, Y X cells of the stride-4 grid.
 Tensor types are named in annotations only, so that importing this module does not import torch.
@@ -104,8 +104,8 @@ class Batch:
 
     def to(self, device: Any) -> Batch:
         """The same batch with its tensors on `device`."""
-        moved = (getattr(self, name).to(device) for name in ("images", "pixel_valid", "tokens", "image_index", "masks"))
-        return Batch(*moved, samples=self.samples)
+        names = ("images", "pixel_valid", "tokens", "image_index", "masks")
+        return Batch(**{name: getattr(self, name).to(device) for name in names}, samples=self.samples)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,9 @@ import typer
 if TYPE_CHECKING:
     from vlformer_cli.engine.checkpoint import LoadedModel
 
-Weights = Annotated[Path | None, typer.Option("--weights", "-w", help="A .safetensors file. [default: the embedded model]")]
+Weights = Annotated[
+    Path | None, typer.Option("--weights", "-w", help="A .safetensors file. [default: the embedded model]")
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: one per usable core.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]

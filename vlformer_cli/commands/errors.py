@@ -10,10 +10,9 @@ from collections.abc import Callable
 from vlformer_cli.types import VLFormerError
 
 DEBUG_VARIABLE = "VLFORMER_DEBUG"
-LIBRARY_REMEDIES = {
-    "libGL": "install it (Debian: apt-get install libgl1), or: pip install --force-reinstall --no-deps opencv-python-headless",
-    "libgthread": "install it (Debian: apt-get install libglib2.0-0), or: pip install --force-reinstall --no-deps opencv-python-headless",
-}
+HEADLESS = "pip uninstall opencv-python, then pip install opencv-python-headless"
+LIBRARY_PACKAGES = {"libGL": "libgl1", "libgthread": "libglib2.0-0", "libglib": "libglib2.0-0", "libxcb": "libxcb1"}
+"""Libraries that opencv-python needs and bare servers lack -> the Debian package that holds each."""
 
 
 def show_tracebacks(wanted: bool) -> None:
@@ -31,9 +30,9 @@ def run(app: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         return fail("interrupted")
     except BrokenPipeError:
-        sys.stdout = None  # type: ignore[assignment]  # so that nothing is flushed into the closed pipe at exit
+        sys.stdout = None  # so that nothing is flushed into the closed pipe at exit
         return 1
-    except Exception as error:  # noqa: BLE001 - the last resort: everything a user sees goes through here
+    except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exc()
         return fail(_message(error))
@@ -51,9 +50,9 @@ def _message(error: Exception) -> str:
         return str(error)
     text = str(error)
     if isinstance(error, ImportError):
-        for library, remedy in LIBRARY_REMEDIES.items():
+        for library, package in LIBRARY_PACKAGES.items():
             if library in text:
-                return f"a system library that opencv-python needs is missing ({text}): {remedy}"
+                return f"opencv-python needs a system library ({text}): apt-get install {package}; or {HEADLESS}"
         return f"a package is missing or broken ({text}): pip install vlformer again"
     if isinstance(error, OSError):
         return text

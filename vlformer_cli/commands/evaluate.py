@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,17 +18,20 @@ if TYPE_CHECKING:
 def evaluate(
     weights: Weights = None,
     data: Annotated[Path | None, typer.Option("--data", help="The folder of a prepared data set.")] = None,
-    dataset: Annotated[str | None, typer.Option("--dataset", help="Or its name below the data root, e.g. refcoco.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="Or its name below the data root, e.g. refcoco.")
+    ] = None,
     split: Annotated[str, typer.Option("--split", help="val, testA, testB, test, train.")] = "val",
     limit: Annotated[int, typer.Option("--limit", min=0, help="Only the first so many samples; 0: all.")] = 0,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where metrics.json and predictions.jsonl go. [default: outputs/eval]")
+        Path | None,
+        typer.Option("--output", "-o", help="Where metrics.json and predictions.jsonl go. [default: outputs/eval]"),
     ] = None,
     as_json: Json = False,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Evaluate weights on a split at the original resolution: oIoU, mIoU, Pr@0.5-0.9, per expression kind, best of Q."""
+    """Evaluate weights on a split at the original resolution: oIoU, mIoU, Pr@0.5-0.9, per kind, best of Q."""
     from vlformer_cli.data.store import PreparedSplit
     from vlformer_cli.engine.checkpoint import write_atomically
     from vlformer_cli.engine.evaluate import evaluate as run
@@ -39,8 +43,6 @@ def evaluate(
     folder = output or Path("outputs") / "eval"
     found = run(Predictor(loaded.model, loaded.config), prepared, limit=limit, predictions=folder / "predictions.jsonl")
     document = {**found.to_json(), "weights": describe_weights(loaded), "environment": environment()}
-    import json
-
     write_atomically(folder / "metrics.json", lambda path: path.write_text(json.dumps(document, indent=1)))
     if as_json:
         print_json(document)
@@ -83,7 +85,15 @@ def print_table(found: Evaluation, model: str, weights: str) -> None:
     from rich.table import Table
 
     table = Table(title=f"{found.data}, {model} ({weights}), in percent; Pr@X counts IoU > X")
-    for column in ("samples", "count", "mIoU", "oIoU", *(f"Pr@{x / 10}" for x in range(5, 10)), "best of Q: mIoU", "Pr@0.5"):
+    for column in (
+        "samples",
+        "count",
+        "mIoU",
+        "oIoU",
+        *(f"Pr@{x / 10}" for x in range(5, 10)),
+        "best of Q: mIoU",
+        "Pr@0.5",
+    ):
         table.add_column(column, justify="left" if column == "samples" else "right")
     rows = [("all", found.summary, found.best_of_q)]
     rows += [(kind, summary, found.best_of_q_by_kind[kind]) for kind, summary in found.by_kind.items()]

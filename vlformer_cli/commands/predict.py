@@ -16,9 +16,13 @@ def predict(
     words: Annotated[
         list[str], typer.Argument(metavar="IMAGE... EXPRESSION", help="Pictures, then what to find in each of them.")
     ],
-    expression: Annotated[list[str] | None, typer.Option("--expression", "-e", help="Another expression; repeatable.")] = None,
+    expression: Annotated[
+        list[str] | None, typer.Option("--expression", "-e", help="Another expression; repeatable.")
+    ] = None,
     weights: Weights = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where masks and overlays go.")] = Path("outputs/predict"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where masks and overlays go.")] = Path(
+        "outputs/predict"
+    ),
     as_json: Json = False,
     device: Device = "auto",
     threads: Threads = 0,
@@ -35,7 +39,9 @@ def predict(
         print_json({"model": model, "results": [result.to_json() for result in done.results]})
     else:
         for result in done.results:
-            print(f'{result.image}: "{result.expression}" -> {result.mask} ({result.area} px, score {result.score:.2f})')
+            print(
+                f'{result.image}: "{result.expression}" -> {result.mask} ({result.area} px, score {result.score:.2f})'
+            )
     for message in done.warnings:
         say(f"vlformer: {message}")
     for message in done.failures:
@@ -45,7 +51,7 @@ def predict(
 
 
 def split_words(words: list[str], more: list[str]) -> tuple[list[Path], list[str]]:
-    """The pictures and the expressions among the positionals; the last is an expression unless it is a picture and -e was given.
+    """Pictures and expressions: the last positional is an expression unless it is a picture and -e was given.
 
     >>> split_words(["a.jpg", "b.jpg", "red cup"], [])[1], split_words(["a.jpg"], ["red cup"])[1]
     (['red cup'], ['red cup'])

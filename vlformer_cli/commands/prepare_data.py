@@ -16,16 +16,25 @@ PLANNED = ("refcoco", "refcoco+", "refcocog", "grefcoco")
 
 def prepare_data(
     dataset: Annotated[str, typer.Argument(help="scenes (drawn, works offline) or custom (your own pictures).")],
-    root: Annotated[Path | None, typer.Option("--root", help="Where data sets lie. [default: $VLFORMER_DATA or data]")] = None,
-    source: Annotated[Path | None, typer.Option("--from", help="custom: the folder with expressions.csv|json|jsonl.")] = None,
-    images: Annotated[
-        str | None, typer.Option("--images", help="scenes: how many to draw (2000). custom: the folder of the pictures.")
+    root: Annotated[
+        Path | None, typer.Option("--root", help="Where data sets lie. [default: $VLFORMER_DATA or data]")
     ] = None,
-    split_by: Annotated[str | None, typer.Option("--split-by", help="custom: what to call this partition (own).")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="custom: the folder with expressions.csv|json|jsonl.")
+    ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option("--images", help="scenes: how many to draw (2000). custom: the folder of the pictures."),
+    ] = None,
+    split_by: Annotated[
+        str | None, typer.Option("--split-by", help="custom: what to call this partition (own).")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="scenes: the same seed gives the same bytes.")] = 0,
     size: Annotated[int, typer.Option("--size", min=64, max=1024, help="scenes: the longer side in pixels.")] = 192,
     scenario: Annotated[str, typer.Option("--scenario", help="scenes: mix, or directions (locations only).")] = "mix",
-    workers: Annotated[int | None, typer.Option("--workers", min=1, help="scenes: processes. [default: every core]")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="scenes: processes. [default: every core]")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a data set of that name.")] = False,
 ) -> None:
     """Make a prepared data set: the one format that train and eval read."""
@@ -85,4 +94,5 @@ def _report(directory: Path) -> None:
     from vlformer_cli.data.store import read_manifest
 
     for split, counts in read_manifest(directory)["splits"].items():
-        say(f"{directory} {split}: {counts['images']} images, {counts['refs']} refs, {counts['expressions']} expressions")
+        counted = ", ".join(f"{counts[what]} {what}" for what in ("images", "refs", "expressions"))
+        say(f"{directory} {split}: {counted}")

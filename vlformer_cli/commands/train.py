@@ -15,7 +15,9 @@ def train(
     config: Annotated[Path, typer.Option("--config", "-c", help="A YAML file; start from those in configs/.")] = Path(
         "configs/tiny.yaml"
     ),
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The run's folder. [default: runs/<model name>]")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The run's folder. [default: runs/<model name>]")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
     gpus: Annotated[int, typer.Option("--gpus", min=1, help="Processes on this machine; only 1 so far.")] = 1,
     nodes: Annotated[int, typer.Option("--nodes", min=1, help="Machines; only 1 so far.")] = 1,

@@ -112,9 +112,9 @@ def load_group(
 
 
 def evaluation_group(split: PreparedSplit, samples: Sequence[Sample], short_side: int, max_side: int) -> ImageGroup:
-    """One picture at the model's own size, with nothing changed and with masks at the original size left to the metrics."""
+    """One picture and its masks at the model's own size, with nothing else changed."""
     image_HW3 = read_image(split.image_path(samples[0].ref))
-    size = fitted_size(*image_HW3.shape[:2], short_side, max_side)
+    size = fitted_size(image_HW3.shape[0], image_HW3.shape[1], short_side, max_side)
     masks = [resize_mask(ref_mask(sample.ref), size) for sample in samples]
     return ImageGroup(resize_image(image_HW3, size), np.stack(masks), tuple(samples))
 

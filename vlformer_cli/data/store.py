@@ -89,11 +89,11 @@ class PreparedWriter:
         self.folder.chmod(0o755)
         if self.directory.exists():
             discarded = Path(tempfile.mkdtemp(prefix=f".{self.directory.name}.old-", dir=self.directory.parent))
-            os.replace(self.directory, discarded / "old")
-            os.replace(self.folder, self.directory)
+            self.directory.replace(discarded / "old")
+            self.folder.replace(self.directory)
             shutil.rmtree(discarded)
         else:
-            os.replace(self.folder, self.directory)
+            self.folder.replace(self.directory)
 
 
 class PreparedSplit:
@@ -145,7 +145,7 @@ class PreparedSplit:
 
     def image_path(self, ref: Ref) -> Path:
         """Where the ref's picture lies."""
-        return self.image_root / ref.image
+        return Path(self.image_root / ref.image)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
@@ -155,7 +155,9 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of a prepared data set; raises VLFormerError, with the remedy, if there is none."""
     path = directory / MANIFEST
     if not path.is_file():
-        raise VLFormerError(f"{directory} is not a prepared data set (no {MANIFEST}): make it with `vlformer prepare-data`")
+        raise VLFormerError(
+            f"{directory} is not a prepared data set (no {MANIFEST}): make it with `vlformer prepare-data`"
+        )
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

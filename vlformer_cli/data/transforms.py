@@ -44,7 +44,7 @@ class Augmentation:
     shift: float
 
     def apply(self, image_HW3: Image, masks_NHW: Masks, rng: np.random.Generator) -> tuple[Image, Masks]:
-        """A changed picture and the masks moved with it. What the picture does not cover is its mean colour, never a mirror image."""
+        """A changed picture and the masks moved with it. What the picture leaves free gets its mean colour."""
         height, width = image_HW3.shape[:2]
         size = fitted_size(height, width, int(rng.choice(self.short_sides)), self.max_side)
         turn = float(rng.uniform(-self.rotate_degrees, self.rotate_degrees))
@@ -52,8 +52,12 @@ class Augmentation:
         matrix = _affine((height, width), size, turn, (float(move[0]), float(move[1])))
         border = tuple(float(c) for c in image_HW3.mean((0, 1)))
         image = cv2.warpAffine(
-            resize_if_smaller(image_HW3, size), _after_resize(matrix, (height, width), size), (size[1], size[0]),
-            flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=border,
+            resize_if_smaller(image_HW3, size),
+            _after_resize(matrix, (height, width), size),
+            (size[1], size[0]),
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=border,
         )
         masks = [warp_mask(mask, matrix, size) for mask in masks_NHW]
         return self._recolour(np.asarray(image, dtype=np.uint8), rng), np.stack(masks)
@@ -64,7 +68,7 @@ class Augmentation:
         x = x.mean() + (x - x.mean()) * np.float32(contrast)
         grey = x.mean(2, keepdims=True)
         x = grey + (x - grey) * np.float32(saturation)
-        return np.clip(x + 0.5, 0, 255).astype(np.uint8)
+        return np.asarray(np.clip(x + 0.5, 0, 255), dtype=np.uint8)
 
 
 def warp_mask(mask_HW: NDArray[np.bool_], matrix_23: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
@@ -77,7 +81,7 @@ def resize_mask(mask_HW: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np
     """As `resize_image`, then a half decides."""
     if mask_HW.shape == size:
         return mask_HW
-    return resize_image(mask_HW.astype(np.uint8) * 255, size) >= 128
+    return np.asarray(resize_image(mask_HW.astype(np.uint8) * 255, size) >= 128)
 
 
 def resize_if_smaller(image_HW3: Image, size: tuple[int, int]) -> Image:

@@ -1,4 +1,4 @@
-"""Weights on disk: one `.safetensors` file for use, a run folder's `last.pt` for resuming. Both are written atomically."""
+"""Weights on disk: one `.safetensors` file for use, a run's `last.pt` for resuming. Both are written atomically."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ class LoadedModel:
     path: Path
 
 
-def save_weights(path: Path, model: VLFormer, config: ModelConfig, manifest: dict[str, Any], *, half: bool = True) -> None:
-    """One `.safetensors` file; its metadata holds the model config and the training manifest. `half`: float16 weights."""
+def save_weights(
+    path: Path, model: VLFormer, config: ModelConfig, manifest: dict[str, Any], *, half: bool = True
+) -> None:
+    """One `.safetensors` file, float16 if `half`; its metadata holds the model config and the training manifest."""
     state = {
         name: (tensor.half() if half and tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in model.state_dict().items()

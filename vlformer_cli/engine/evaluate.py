@@ -54,7 +54,7 @@ class SampleResult:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What `vlformer eval` found. `unreadable` lists the pictures that could not be read: their samples are not counted."""
+    """What `vlformer eval` found."""
 
     data: str
     summary: Summary
@@ -62,6 +62,7 @@ class Evaluation:
     by_kind: dict[str, Summary]
     best_of_q_by_kind: dict[str, Summary]
     unreadable: tuple[str, ...]
+    """Why pictures could not be read; their samples are not counted."""
 
     def to_json(self) -> dict[str, Any]:
         """The content of `metrics.json`; shares are fractions of 1."""
@@ -97,7 +98,9 @@ def evaluate(
                 file.write(json.dumps(result.to_json(), ensure_ascii=False) + "\n")
             line.update(len(results), f"mIoU {100 * np.mean([c.iou for c, _ in results]):.2f}")
     if not results:
-        raise VLFormerError(f"{split.name}: nothing to evaluate ({unreadable[0] if unreadable else 'the split is empty'})")
+        raise VLFormerError(
+            f"{split.name}: nothing to evaluate ({unreadable[0] if unreadable else 'the split is empty'})"
+        )
     return _summarise(split.name, results, tuple(unreadable))
 
 
@@ -123,7 +126,9 @@ def _evaluate_image(predictor: Predictor, split: PreparedSplit, samples: Sequenc
             )
 
 
-def _summarise(data: str, results: Iterable[tuple[SampleScore, SampleScore]], unreadable: tuple[str, ...]) -> Evaluation:
+def _summarise(
+    data: str, results: Iterable[tuple[SampleScore, SampleScore]], unreadable: tuple[str, ...]
+) -> Evaluation:
     chosen, best = (list(scores) for scores in zip(*results, strict=True))
     has_kinds = any(one.kind for one in chosen)
     return Evaluation(
@@ -138,6 +143,6 @@ def _summarise(data: str, results: Iterable[tuple[SampleScore, SampleScore]], un
 
 def _lines(path: Path | None) -> Any:
     if path is None:
-        return open("/dev/null", "w")  # noqa: PTH123, SIM115
+        return open("/dev/null", "w")  # noqa: PTH123
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.open("w", encoding="utf-8")

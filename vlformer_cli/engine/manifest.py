@@ -16,10 +16,20 @@ import torch
 
 from vlformer_cli import __version__
 from vlformer_cli.config import Config, to_tree
-from vlformer_cli.data.store import file_sha256, read_manifest
 from vlformer_cli.data.build import open_split
+from vlformer_cli.data.store import file_sha256, read_manifest
 
-PACKAGES = ("torch", "torchvision", "timm", "open_clip_torch", "numpy", "opencv-python", "pillow", "pycocotools", "safetensors")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "open_clip_torch",
+    "numpy",
+    "opencv-python",
+    "pillow",
+    "pycocotools",
+    "safetensors",
+)
 
 
 def run_manifest(config: Config) -> dict[str, Any]:
@@ -62,7 +72,10 @@ def git_revision() -> dict[str, Any] | None:
         return subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+        return {
+            "revision": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -32,7 +32,11 @@ def build_optimizer(model: VLFormer, config: TrainConfig) -> torch.optim.AdamW:
 def _without_decay(model: VLFormer) -> list[nn.Parameter]:
     embeddings = [p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()]
     vectors = [p for p in model.parameters() if p.ndim < 2]
-    named = [p for name, p in model.named_parameters() if "embedding" in name or "level_embed" in name or "decoder.query" in name]
+    named = [
+        p
+        for name, p in model.named_parameters()
+        if "embedding" in name or "level_embed" in name or "decoder.query" in name
+    ]
     return [*embeddings, *vectors, *named]
 
 

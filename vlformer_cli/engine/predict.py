@@ -68,7 +68,7 @@ class Predictor:
 
     @torch.inference_mode()
     def predict(self, image_HW3: NDArray[np.uint8], expressions: Sequence[str]) -> list[Segmentation]:
-        """One answer for each expression; the picture is looked at once. `image_HW3`: RGB uint8, as `read_image` gives."""
+        """One answer for each expression; the picture (RGB, as `read_image` gives it) is looked at once."""
         seen, size = self.look(image_HW3)
         answers = []
         for first in range(0, len(expressions), AT_ONCE):

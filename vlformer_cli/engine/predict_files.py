@@ -51,14 +51,12 @@ class FilesDone:
     failures: list[str] = field(default_factory=list)
 
 
-def predict_files(
-    predictor: Predictor, images: Sequence[Path], expressions: Sequence[str], output: Path
-) -> FilesDone:
+def predict_files(predictor: Predictor, images: Sequence[Path], expressions: Sequence[str], output: Path) -> FilesDone:
     """Writes `<picture>-<expression>.mask.png` and `.overlay.png` below `output` for each pair."""
     done = FilesDone()
     asked = [expression for expression in expressions if expression.strip()]
     if len(asked) < len(expressions):
-        done.failures.append("an expression is empty: say what to find, for example \"red cup\"")
+        done.failures.append('an expression is empty: say what to find, for example "red cup"')
     taken: set[str] = set()
     for path in images:
         try:

@@ -15,12 +15,10 @@ from typing import Any
 import torch
 import yaml
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from vlformer_cli.config import Config, TrainConfig, to_tree
+from vlformer_cli.config import Config, to_tree
 from vlformer_cli.data.build import build_training_data, open_split
-from vlformer_cli.data.dataset import TrainingBatches
 from vlformer_cli.engine.checkpoint import load_state, load_weights, save_state, save_weights, write_atomically
 from vlformer_cli.engine.device import pick_device, set_threads
 from vlformer_cli.engine.evaluate import evaluate
@@ -48,8 +46,15 @@ def train(config: Config, output: Path, *, resume: bool = False) -> Path:
             losses = run.step_on(batch)
             line.update(run.step, run.note(losses))
             if run.due(config.train.log_every):
-                run.log({"loss": float(losses.total), "class": float(losses.class_), "bce": float(losses.bce),
-                         "dice": float(losses.dice), "lr": run.schedule.scale(run.step) * config.train.lr})
+                run.log(
+                    {
+                        "loss": float(losses.total),
+                        "class": float(losses.class_),
+                        "bce": float(losses.bce),
+                        "dice": float(losses.dice),
+                        "lr": run.schedule.scale(run.step) * config.train.lr,
+                    }
+                )
             if run.due(config.train.save_every):
                 run.save()
             if run.due(config.train.eval_every):
@@ -85,7 +90,7 @@ class Run:
         loader: DataLoader[Batch] = DataLoader(
             self.data,
             batch_size=None,
-            sampler=range(self.step, self.config.train.steps),  # type: ignore[arg-type]
+            sampler=range(self.step, self.config.train.steps),
             num_workers=self.config.data.workers,
             generator=torch.Generator(),  # its own, so that making the loader leaves the global one as it is
             worker_init_fn=_one_thread,
@@ -107,12 +112,14 @@ class Run:
         self._apply(bool(torch.isfinite(losses.total)) and bool(torch.isfinite(norm)))
         self.step += 1
         self._expressions += len(batch.samples)
-        return losses
+        return losses.detached()
 
     def _apply(self, finite: bool) -> None:
         self.bad_steps = 0 if finite else self.bad_steps + 1
         if self.bad_steps >= MAX_BAD_STEPS:
-            raise VLFormerError(f"the loss was not finite in {MAX_BAD_STEPS} steps in a row: lower train.lr or train.clip")
+            raise VLFormerError(
+                f"the loss was not finite in {MAX_BAD_STEPS} steps in a row: lower train.lr or train.clip"
+            )
         if finite:
             self.optimizer.step()
             if self.average is not None:
@@ -173,7 +180,9 @@ class Run:
         if (self.output / "last.pt").exists() or (self.output / "metrics.jsonl").exists():
             raise VLFormerError(f"{self.output} holds a run already: add --resume, or give another --output")
         self.output.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.output / "config.yaml", lambda p: p.write_text(yaml.safe_dump(to_tree(self.config), sort_keys=False)))
+        write_atomically(
+            self.output / "config.yaml", lambda p: p.write_text(yaml.safe_dump(to_tree(self.config), sort_keys=False))
+        )
         write_atomically(self.output / "manifest.json", lambda p: p.write_text(json.dumps(self.manifest, indent=2)))
 
     def _resume(self) -> None:

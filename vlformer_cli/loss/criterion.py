@@ -25,6 +25,10 @@ class Losses:
     bce: Tensor
     dice: Tensor
 
+    def detached(self) -> Losses:
+        """The same numbers without the graph that led to them."""
+        return Losses(*(getattr(self, name).detach() for name in self.__slots__))
+
 
 class Criterion(nn.Module):
     """`criterion(output, batch) -> Losses`."""

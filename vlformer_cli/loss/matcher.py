@@ -29,9 +29,7 @@ def matching_cost(logits_NQK: Tensor, truth_NK: Tensor, class_logits_NQ2: Tensor
     probability_NQ = class_logits_NQ2.softmax(-1)[..., REFERENT]
     truth_NQK = truth_NK[:, None].expand_as(logits_NQK)
     bce_NQ = F.binary_cross_entropy_with_logits(logits_NQK, truth_NQK, reduction="none").mean(-1)
-    return (
-        weights.bce * bce_NQ + weights.dice * dice_loss(logits_NQK, truth_NQK) - weights.class_ * probability_NQ
-    )
+    return weights.bce * bce_NQ + weights.dice * dice_loss(logits_NQK, truth_NQK) - weights.class_ * probability_NQ
 
 
 @torch.no_grad()
@@ -41,7 +39,10 @@ def match(logits_NQK: Tensor, truth_NK: Tensor, class_logits_NQ2: Tensor, weight
 
 
 def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """1 - (2 sum(p t) + 1) / (sum p + sum t + 1) over the last dimension (V-Net, arXiv 1606.04797, with a 1 for empty masks)."""
+    """1 - (2 sum(p t) + 1) / (sum p + sum t + 1) over the last dimension.
+
+    V-Net (arXiv 1606.04797), with plain sums below and a 1 for empty masks, as in MaskFormer.
+    """
     probability = logits.sigmoid()
     overlap = (probability * truth).sum(-1)
     return 1 - (2 * overlap + 1) / (probability.sum(-1) + truth.sum(-1) + 1)

@@ -1,4 +1,4 @@
-"""Masks at sampled points: as good for the loss as whole masks, at a fraction of the memory (PointRend, arXiv 1912.08193).
+"""Masks at sampled points: enough for the loss at a fraction of the memory (PointRend, arXiv 1912.08193).
 
 Places are (x, y) in 0..1 of the canvas. Letters: N expressions, Q queries, K points, Y X cells, H W pixels.
 """
@@ -25,7 +25,10 @@ def read_points(maps_NCYX: Tensor, place_NK2: Tensor) -> Tensor:
 def uncertain_points(
     logits_NYX: Tensor, extent_N2: Tensor, count: int, *, oversample: float, importance: float
 ) -> Tensor:
-    """NK2: a share `importance` of points where the logits are nearest zero, out of `oversample` times as many; the rest random."""
+    """NK2: a share `importance` of the points lies where logits are nearest zero; the rest is random.
+
+    The uncertain ones are the best of `oversample * count` random candidates (PointRend, section 3.3).
+    """
     candidate_NK2 = random_points(extent_N2, int(count * oversample))
     doubt_NK = -read_points(logits_NYX[:, None], candidate_NK2)[:, 0].abs()
     kept = int(count * importance)

@@ -40,7 +40,7 @@ class Attention(nn.Module):
         if blocked_NQP is not None:
             logits_NAQP = logits_NAQP.masked_fill(blocked_NQP[:, None], float("-inf"))
         update_NAQd = logits_NAQP.softmax(-1).to(value_NAPd.dtype) @ value_NAPd
-        return self.out_proj(update_NAQd.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.out_proj(update_NAQd.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -48,11 +48,15 @@ class FeedForward(nn.Module):
 
     def __init__(self, *, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.expand, self.contract, self.norm = nn.Linear(dim, hidden_dim), nn.Linear(hidden_dim, dim), nn.LayerNorm(dim)
+        self.expand, self.contract, self.norm = (
+            nn.Linear(dim, hidden_dim),
+            nn.Linear(hidden_dim, dim),
+            nn.LayerNorm(dim),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """The shape stays."""
-        return self.norm(x + self.contract(F.relu(self.expand(x))))  # type: ignore[no-any-return]
+        return self.norm(x + self.contract(F.relu(self.expand(x))))
 
 
 class MaskedGroupNorm(nn.GroupNorm):

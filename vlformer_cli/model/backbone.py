@@ -60,10 +60,7 @@ class Backbone(nn.Module):
     def forward(self, images_BCHW: Tensor, pixel_valid_BHW: Tensor) -> tuple[Tensor, ...]:
         """Four maps BCYX, strides 4 to 32, zero on padding. Pixels are 0..255, H and W multiples of 32."""
         pixels = (images_BCHW.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std * pixel_valid_BHW[:, None]
-        if self.whole_canvas:
-            features = self._run(pixels)
-        else:
-            features = self._by_extent(pixels, pixel_valid_BHW)
+        features = self._run(pixels) if self.whole_canvas else self._by_extent(pixels, pixel_valid_BHW)
         return tuple(
             feature * downsample_valid(pixel_valid_BHW, stride)[:, None]
             for feature, stride in zip(features, STRIDES, strict=True)

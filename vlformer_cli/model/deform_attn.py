@@ -4,7 +4,7 @@ Each query reads K points on each of L levels, at learned offsets from its own p
 weights. The sum over points and over the four cells around each is one weighted sum of table rows, so that one
 `embedding_bag` computes it (`sample_by_bag`); `sample_by_grid` says the same with `grid_sample`, for export.
 
-Letters: N expressions, S cells of all levels together, A heads, d head dim, D = A * d, L levels, K points, B = 2 (x, y).
+Letters: N expressions, S cells of all levels together, A heads, d head dim, D = A * d, L levels, K points.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class DeformableAttention(nn.Module):
         self.value_proj = nn.Linear(dim, dim)
         self.out_proj = nn.Linear(dim, dim)
         self.by_grid = False
-        """True: always `grid_sample`, which exporters know. False: in eval mode `embedding_bag`, whose forward is faster."""
+        """True: always `grid_sample`, which exporters know. False: `embedding_bag` in eval mode, whose forward is faster."""
         self._initialise()
 
     def _initialise(self) -> None:
@@ -57,10 +57,11 @@ class DeformableAttention(nn.Module):
         value_NSD = self.value_proj(value_NSD).masked_fill(cell_pad_NS[..., None], 0.0)
         value_NSAd = value_NSD.unflatten(-1, (num_heads, -1))
         offset_NSALK2 = self.offsets(query_NSD).unflatten(-1, (*self.shape, 2))
-        weight_NSALK = self.weights(query_NSD).unflatten(-1, (num_heads, -1)).softmax(-1).unflatten(-1, (num_levels, num_points))
+        weight_NSAk = self.weights(query_NSD).unflatten(-1, (num_heads, -1)).softmax(-1)
+        weight_NSALK = weight_NSAk.unflatten(-1, (num_levels, num_points))
         point_NSALK2 = place_SL2[:, None, :, None] + offset_NSALK2
         sample = sample_by_grid if self.by_grid or self.training else sample_by_bag
-        return self.out_proj(sample(value_NSAd, point_NSALK2, weight_NSALK, shapes))  # type: ignore[no-any-return]
+        return self.out_proj(sample(value_NSAd, point_NSALK2, weight_NSALK, shapes))
 
 
 def cell_places(shapes: LevelShapes, strides: tuple[int, ...], device: torch.device) -> Tensor:

@@ -92,7 +92,7 @@ class ProjectedLevel(nn.Module):
 
     def forward(self, x_BCYX: Tensor, cell_valid_BYX: Tensor) -> Tensor:
         """BDYX, zero on padding."""
-        return self.norm(self.conv(x_BCYX), cell_valid_BYX)  # type: ignore[no-any-return]
+        return self.norm(self.conv(x_BCYX), cell_valid_BYX)
 
 
 class EarlyFusion(nn.Module):
@@ -121,7 +121,7 @@ class EncoderLayer(nn.Module):
     ) -> Tensor:
         """NSD."""
         update_NSD = self.attention(x_NSD + position_NSD, x_NSD, place_SL2, shapes, pad_NS)
-        return self.feed_forward(self.norm(x_NSD + update_NSD))  # type: ignore[no-any-return]
+        return self.feed_forward(self.norm(x_NSD + update_NSD))
 
 
 class FinestLevel(nn.Module):
@@ -148,7 +148,7 @@ class FinestLevel(nn.Module):
         size = (fine_BCYX.shape[-2], fine_BCYX.shape[-1])
         merged_NMYX = lateral_NMYX + upsample_valid(self.narrow(coarse_NDYX), valid8_BYX[image_index_N], size)
         smooth_NMYX = F.relu(self.smooth_norm(self.smooth(merged_NMYX * valid4_NYX[:, None]), valid4_NYX))
-        return self.out(smooth_NMYX) * valid4_NYX[:, None]  # type: ignore[no-any-return]
+        return self.out(smooth_NMYX) * valid4_NYX[:, None]
 
 
 def _flat(levels: Sequence[Tensor]) -> Tensor:

@@ -73,7 +73,7 @@ class FactoredEmbedding(nn.Module):
 
     def forward(self, token_NT: Tensor) -> Tensor:
         """NTC."""
-        return self.widen(self.table(token_NT))  # type: ignore[no-any-return]
+        return self.widen(self.table(token_NT))
 
 
 def clip_hidden_states(tower: nn.Module, token_NT: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def clip_hidden_states(tower: nn.Module, token_NT: Tensor) -> Tensor:
     length = token_NT.shape[1]
     x_NTC = tower.token_embedding(token_NT) + tower.positional_embedding[:length]  # type: ignore[operator,index]
     x_NTC = tower.transformer(x_NTC, attn_mask=tower.attn_mask[:length, :length])  # type: ignore[operator,index]
-    return tower.ln_final(x_NTC)  # type: ignore[operator,no-any-return]
+    return tower.ln_final(x_NTC)  # type: ignore[operator]
 
 
 def word_padding(token_NT: Tensor) -> Tensor:

@@ -38,4 +38,4 @@ class VLBlock(nn.Module):
         query_NQD = self.cross_norm(query_NQD + pixel_update_NQD + word_update_NQD)
         placed_NQD = query_NQD + query_position_QD
         query_NQD = self.self_norm(query_NQD + self.to_queries(placed_NQD, placed_NQD, query_NQD, None))
-        return self.feed_forward(query_NQD)  # type: ignore[no-any-return]
+        return self.feed_forward(query_NQD)

@@ -47,7 +47,7 @@ class VLFormer(nn.Module):
         """Logits and masks of every query for each expression.
 
         `images_BCHW`: RGB 0..255, H and W multiples of 32; `pixel_valid_BHW`: True on the picture, False on the padding
-        at the right and at the bottom; `token_NT`: ids of CLIP's BPE; `image_index_N`: whose picture each one asks about.
+        at the right and at the bottom; `token_NT`: ids of CLIP's BPE; `image_index_N`: whose picture each asks about.
         """
         return self.ask(self.look(images_BCHW, pixel_valid_BHW), token_NT, image_index_N)
 
@@ -59,4 +59,4 @@ class VLFormer(nn.Module):
         """The part that needs the words; may be called many times on what `look` returned."""
         words = self.text_encoder(token_NT)
         pixels = self.pixel_decoder(seen.maps, seen.pixel_valid, words, image_index_N)
-        return self.decoder(pixels, words)  # type: ignore[no-any-return]
+        return self.decoder(pixels, words)

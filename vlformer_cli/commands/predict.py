@@ -57,7 +57,8 @@ def split_words(words: list[str], more: list[str]) -> tuple[list[Path], list[str
     (['red cup'], ['red cup'])
     """
     last = Path(words[-1])
-    last_is_picture = bool(more) and (last.exists() or last.suffix.lower() in PICTURE_ENDINGS)
+    looks_like_one = bool(words[-1].strip()) and (last.exists() or last.suffix.lower() in PICTURE_ENDINGS)
+    last_is_picture = bool(more) and looks_like_one
     pictures, expressions = (words, more) if last_is_picture else (words[:-1], [words[-1], *more])
     if not pictures:
         raise typer.BadParameter('give a picture and an expression: vlformer predict photo.jpg "red cup"')

@@ -153,7 +153,7 @@ def export_torch(loaded: LoadedModel, path: Path) -> float:
 
 
 def check(module: nn.Module, run: Runner) -> float:
-    """The largest difference in logits over sizes and counts other than the traced ones; raises VLFormerError if too large."""
+    """The largest difference in logits, at sizes and counts other than the traced ones; VLFormerError if too large."""
     largest = 0.0
     for sizes in CHECKS:
         inputs = example_inputs(*sizes)

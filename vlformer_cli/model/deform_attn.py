@@ -30,7 +30,7 @@ class DeformableAttention(nn.Module):
         self.value_proj = nn.Linear(dim, dim)
         self.out_proj = nn.Linear(dim, dim)
         self.by_grid = False
-        """True: always `grid_sample`, which exporters know. False: `embedding_bag` in eval mode, whose forward is faster."""
+        """True: `grid_sample` always, which exporters know. False: `embedding_bag` in eval mode, faster forwards."""
         self._initialise()
 
     def _initialise(self) -> None:

@@ -1,0 +1,47 @@
+"""What several test files share: a small random model on disk and a small drawn data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlformer_cli.config import BackboneConfig, ModelConfig, TextConfig
+from vlformer_cli.data.scenes.generate import generate_scenes
+from vlformer_cli.engine.checkpoint import save_weights
+from vlformer_cli.model.build import build_model
+
+SMALL = ModelConfig(
+    name="vlformer-small-random",
+    backbone=BackboneConfig(name="tf_efficientnet_lite0"),
+    text=TextConfig(name="small", frozen=False, width=32, layers=1, heads=2, embed_dim=8),
+    dim=32,
+    queries=3,
+    blocks=2,
+    heads=2,
+    ffn_dim=32,
+    encoder_layers=1,
+    encoder_ffn_dim=32,
+    encoder_points=2,
+    short_side=96,
+    max_side=128,
+    max_tokens=40,
+)
+
+
+@pytest.fixture(scope="session")
+def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `.safetensors` file of a small model with random weights."""
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_weights(path, build_model(SMALL), SMALL, {"made_by": "tests/conftest.py"})
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared data set of 40 drawn scenes."""
+    path = tmp_path_factory.mktemp("data") / "scenes-seed7"
+    generate_scenes(path, images=40, seed=7, size=96, workers=1)
+    return path

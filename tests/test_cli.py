@@ -1,0 +1,200 @@
+"""The command line as a user meets it: exit codes, messages, JSON, files, and what happens when input is bad."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from vlformer_cli.app import app
+from vlformer_cli.commands import errors
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Runs the app in this process, in an empty folder, and returns its exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["vlformer", *map(str, words)])
+        return errors.run(app)
+
+    return call
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.jpg"
+    rng = np.random.default_rng(0)
+    cv2.imwrite(str(path), cv2.resize(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8), (200, 150)))
+    return path
+
+
+def test_help_and_usage_errors_do_not_import_torch() -> None:
+    code = (
+        "import sys\nfrom vlformer_cli.app import app\nfrom vlformer_cli.commands import errors\n"
+        "sys.argv = ['vlformer', *sys.argv[1:]]\nrc = errors.run(app)\n"
+        "print(rc, [m for m in ('torch', 'cv2', 'timm', 'numpy') if m in sys.modules])"
+    )
+    for words, expected in ((["--help"], 0), (["predict"], 2), (["train", "--help"], 0), (["eval", "--nonsense"], 2)):
+        out = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+        assert out.stdout.splitlines()[-1] == f"{expected} []", words
+
+
+def test_predict_json_agrees_with_the_files_it_wrote(
+    run: Any, photo: Path, small_weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["predict", photo, photo, "red cup", "-e", "the ball", "--weights", small_weights, "--json"]
+    assert run(*words, "-o", "out") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["model"]["name"] == "vlformer-small-random"
+    assert [r["expression"] for r in document["results"]] == ["red cup", "the ball"] * 2
+    assert len({r["mask"] for r in document["results"]}) == 4
+    for result in document["results"]:
+        mask = cv2.imread(result["mask"], cv2.IMREAD_UNCHANGED)
+        assert mask.shape == (150, 200)
+        assert set(np.unique(mask)) <= {0, 255}
+        assert result["area"] == (mask == 255).sum() == coco_mask.area(result["segmentation"])
+        assert result["bbox"] == coco_mask.toBbox(result["segmentation"]).tolist()
+        assert (result["width"], result["height"]) == (200, 150)
+        assert 0 <= result["score"] <= 1
+        assert cv2.imread(result["overlay"]).shape[1] >= 200
+
+
+def test_bad_pictures_fail_after_the_others_were_done(
+    run: Any, photo: Path, small_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truncated = tmp_path / "truncated.jpg"
+    truncated.write_bytes(photo.read_bytes()[:700])
+    text = tmp_path / "text.png"
+    text.write_text("not a picture")
+    (tmp_path / "folder.jpg").mkdir()
+    bad = [truncated, text, tmp_path / "folder.jpg", tmp_path / "missing.jpg"]
+    assert run("predict", *bad, photo, "red cup", "--weights", small_weights, "--json") == 1
+    captured = capsys.readouterr()
+    assert [r["image"] for r in json.loads(captured.out)["results"]] == [str(photo)]
+    lines = captured.err.splitlines()
+    assert len(lines) == len(bad)
+    for line, path in zip(lines, bad, strict=True):
+        assert line.startswith("vlformer: ")
+        assert path.name in line
+
+
+@pytest.mark.parametrize("expression", ["", "   "])
+def test_an_empty_expression_is_named_and_the_others_are_done(
+    run: Any, photo: Path, small_weights: Path, expression: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("predict", photo, expression, "-e", "red cup", "--weights", small_weights, "--json") == 1
+    captured = capsys.readouterr()
+    assert len(json.loads(captured.out)["results"]) == 1
+    assert "expression is empty" in captured.err
+
+
+def test_long_text_small_and_large_pictures(
+    run: Any, small_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, shape in (("dot.png", (1, 1)), ("line.png", (1, 3000)), ("large.jpg", (4000, 6000))):
+        cv2.imwrite(str(tmp_path / name), np.full((*shape, 3), 90, np.uint8))
+        assert run("predict", tmp_path / name, "word " * 300, "--weights", small_weights, "--json") == 0
+        captured = capsys.readouterr()
+        (result,) = json.loads(captured.out)["results"]
+        assert result["segmentation"]["size"] == list(shape)
+        assert "only the first 40 tokens were read" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["predict", "x.jpg", "cup", "--weights", "missing.safetensors"], "missing.safetensors"),
+        (["predict", "x.jpg", "cup", "--device", "warp"], "'warp'"),
+        (["train", "--config", "missing.yaml"], "missing.yaml"),
+        (["eval", "--data", "nowhere"], "nowhere"),
+        (["eval", "--dataset", "nothing"], "prepare-data"),
+        (["eval"], "--data DIR or --dataset NAME"),
+        (["prepare-data", "cats"], "'cats'"),
+        (["prepare-data", "custom"], "--from DIR"),
+        (["prepare-data", "scenes", "--images", "many"], "'many'"),
+    ],
+)
+def test_every_error_is_one_line_with_the_value(
+    run: Any, words: list[str], part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*words) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("vlformer: ")
+    assert part in line
+
+
+def test_a_missing_system_library_is_explained(
+    run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")
+
+    monkeypatch.setattr("vlformer_cli.config.load_config", broken)
+    assert run("train") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "apt-get install libgl1" in line
+    assert "opencv-python-headless" in line
+
+
+def test_a_server_without_libgl_gets_the_line_from_a_real_import(tmp_path: Path) -> None:
+    (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')\n")
+    out = subprocess.run(
+        [sys.executable, "-m", "vlformer_cli", "prepare-data", "scenes", "--images", "1", "--root", str(tmp_path)],
+        capture_output=True, text=True, check=False, env={"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert out.returncode == 1
+    assert "apt-get install libgl1" in out.stderr
+    assert "Traceback" not in out.stderr
+
+
+def test_eval_writes_metrics_that_follow_from_the_predictions(
+    run: Any, small_weights: Path, small_scenes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("eval", "--data", small_scenes, "--weights", small_weights, "-o", "out", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    rows = [json.loads(line) for line in Path("out/predictions.jsonl").read_text().splitlines()]
+    assert json.loads(Path("out/metrics.json").read_text())["chosen_query"] == document["chosen_query"]
+    refs = [json.loads(line) for line in (small_scenes / "val.jsonl").read_text().splitlines()]
+    truth = {sent: ref["segmentation"] for ref in refs for sent in ref["sent_ids"]}
+    assert sorted(truth) == sorted(row["sent_id"] for row in rows)
+    for row in rows:
+        assert row["iou"] == pytest.approx(
+            coco_mask.iou([row["segmentation"]], [truth[row["sent_id"]]], [0])[0][0], abs=1e-9
+        )
+        assert row["best_of_q_iou"] >= row["iou"]
+    assert document["chosen_query"]["miou"] == pytest.approx(np.mean([row["iou"] for row in rows]))
+    assert set(document["by_kind"]) == {"attribute", "location", "relation"}
+    assert document["data"] == "scenes-seed7/val"
+    assert document["weights"]["model"] == "vlformer-small-random"
+
+
+def test_eval_leaves_out_a_picture_that_cannot_be_read(
+    run: Any, small_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vlformer_cli.data.scenes.generate import generate_scenes
+
+    generate_scenes(tmp_path / "scenes-seed9", images=40, seed=9, size=96, workers=1)
+    pictures = sorted((tmp_path / "scenes-seed9/images/val").iterdir())
+    pictures[0].write_bytes(b"broken")
+    assert run("eval", "--data", tmp_path / "scenes-seed9", "--weights", small_weights) == 1
+    captured = capsys.readouterr()
+    assert "mIoU" in captured.out
+    assert pictures[0].name in captured.err
+
+
+def test_info_names_what_a_bug_report_needs(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("info", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert {"vlformer", "python", "packages", "devices", "cores", "data_root", "embedded_weights"} <= set(document)
+    assert "torch" in document["packages"]

@@ -56,10 +56,17 @@ def split_words(words: list[str], more: list[str]) -> tuple[list[Path], list[str
     >>> split_words(["a.jpg", "b.jpg", "red cup"], [])[1], split_words(["a.jpg"], ["red cup"])[1]
     (['red cup'], ['red cup'])
     """
-    last = Path(words[-1])
-    looks_like_one = bool(words[-1].strip()) and (last.exists() or last.suffix.lower() in PICTURE_ENDINGS)
-    last_is_picture = bool(more) and looks_like_one
+    last_is_picture = bool(more) and _names_a_picture(words[-1])
     pictures, expressions = (words, more) if last_is_picture else (words[:-1], [words[-1], *more])
     if not pictures:
         raise typer.BadParameter('give a picture and an expression: vlformer predict photo.jpg "red cup"')
     return [Path(picture) for picture in pictures], expressions
+
+
+def _names_a_picture(word: str) -> bool:
+    """A picture that is not there is a picture all the same, so that the message names it."""
+    try:
+        exists = bool(word.strip()) and Path(word).exists()
+    except OSError:  # longer than file names can be
+        return False
+    return exists or Path(word).suffix.lower() in PICTURE_ENDINGS

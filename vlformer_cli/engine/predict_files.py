@@ -19,6 +19,7 @@ from vlformer_cli.report.overlay import draw_overlay, save_image, save_mask_png
 from vlformer_cli.types import RLE, VLFormerError
 
 SLUG_LENGTH = 40  # characters of an expression that file names repeat
+NAME_BYTES = 100  # of a picture's name and of an expression; file systems allow 255 in all
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def predict_files(predictor: Predictor, images: Sequence[Path], expressions: Seq
             done.failures.append(str(error))
             continue
         for answer in predictor.predict(image_HW3, asked):
-            stem = _free_name(f"{path.stem}-{slug(answer.expression)}", taken)
+            stem = _free_name(f"{_cut(path.stem)}-{_cut(slug(answer.expression))}", taken)
             done.results.append(_write(image_HW3, path, answer, output / stem))
             if answer.cut:
                 limit = predictor.config.max_tokens
@@ -102,6 +103,10 @@ def slug(expression: str) -> str:
     """
     normal = unicodedata.normalize("NFKC", expression).lower()
     return re.sub(r"[^\w]+", "-", normal)[:SLUG_LENGTH].strip("-_") or "expression"
+
+
+def _cut(name: str) -> str:
+    return name.encode()[:NAME_BYTES].decode(errors="ignore")
 
 
 def _free_name(wanted: str, taken: set[str]) -> str:

@@ -79,6 +79,7 @@ class Run:
         self.average = average_of(self.model, config.train.ema)
         self.manifest = run_manifest(config)
         self._began, self._expressions = time.monotonic(), 0
+        self._woke, self._first_expression = self._began, 0  # of this process, for its rate
         if resume and (output / "last.pt").exists():
             self._resume()
         else:
@@ -131,15 +132,19 @@ class Run:
 
     def note(self, losses: Losses) -> str:
         """A few words for the progress line."""
-        rate = self._expressions / (time.monotonic() - self._began)
+        rate = (self._expressions - self._first_expression) / (time.monotonic() - self._woke)
         return f"loss {float(losses.total):.3f}, {rate:.1f} expressions/s"
 
     def log(self, row: dict[str, Any]) -> None:
         """Appends a line to `metrics.jsonl`."""
-        seconds = round(time.monotonic() - self._began, 1)
-        row = {"step": self.step, "seconds": seconds, "expressions": self._expressions, **row}
+        row = {"step": self.step, "seconds": round(self.seconds, 1), "expressions": self._expressions, **row}
         with (self.output / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the run so far, that of earlier processes included."""
+        return time.monotonic() - self._began
 
     @property
     def best_weights(self) -> VLFormer:
@@ -168,6 +173,7 @@ class Run:
             "config": to_tree(self.config),
             "step": self.step,
             "expressions": self._expressions,
+            "seconds": self.seconds,
             "model": self.model.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -195,9 +201,20 @@ class Run:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.step, self._expressions = state["step"], state["expressions"]
+        self._first_expression = self._expressions
+        self._began -= state.get("seconds", 0.0)
+        self._forget_later_rows()
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"]:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+
+    def _forget_later_rows(self) -> None:
+        """Drops what `metrics.jsonl` says of steps after the checkpoint, which are about to be taken again."""
+        path = self.output / "metrics.jsonl"
+        rows = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= self.step]
+        write_atomically(path, lambda partial: partial.write_text("".join(kept), encoding="utf-8"))
 
 
 def initial_model(config: Config) -> VLFormer:

@@ -162,6 +162,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise VLFormerError(f"{path} is damaged ({error}): prepare the data set again") from error
+    if not isinstance(manifest, dict) or not {"dataset", "split_by", "image_root", "splits"} <= manifest.keys():
+        raise VLFormerError(f"{path} does not describe a prepared data set: give a folder that `prepare-data` wrote")
     return manifest
 
 

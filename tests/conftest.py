@@ -12,6 +12,7 @@ from vlformer_cli.data.scenes.generate import generate_scenes
 from vlformer_cli.engine.checkpoint import save_weights
 from vlformer_cli.model.build import build_model
 
+
 @pytest.fixture(scope="session")
 def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A `.safetensors` file of a small model with random weights."""

@@ -6,6 +6,7 @@ Letters: N expressions about one picture, Q queries, H W pixels.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +144,6 @@ def _summarise(
 
 def _lines(path: Path | None) -> Any:
     if path is None:
-        return open("/dev/null", "w")  # noqa: PTH123
+        return open(os.devnull, "w")  # noqa: PTH123
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.open("w", encoding="utf-8")

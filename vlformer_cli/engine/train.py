@@ -208,7 +208,6 @@ class Run:
         if state["cuda_rng"]:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
 
-
     def _forget_later_rows(self) -> None:
         """Drops what `metrics.jsonl` says of steps after the checkpoint, which are about to be taken again."""
         path = self.output / "metrics.jsonl"

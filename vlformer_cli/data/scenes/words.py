@@ -115,14 +115,15 @@ EXTRA_WORDS = 0.26
 def plural(word: str) -> str:
     """Of a kind's word.
 
-    >>> plural("box"), plural("butterfly"), plural("cup"), plural("dish")
-    ('boxes', 'butterflies', 'cups', 'dishes')
+    >>> plural("box"), plural("butterfly"), plural("key"), plural("dish")
+    ('boxes', 'butterflies', 'keys', 'dishes')
     """
     if word == "fish":
         return word
     if word.endswith(("x", "sh", "ch", "s")):
         return word + "es"
-    return word[:-1] + "ies" if word.endswith("y") else word + "s"
+    consonant_y = word.endswith("y") and word[-2] not in "aeiou"
+    return word[:-1] + "ies" if consonant_y else word + "s"
 
 
 def say(rng: Generator, meaning: Meaning, family: int) -> str:

@@ -1,0 +1,106 @@
+"""Exported files give torch's numbers, at other sizes than the traced ones, through the Predictor's own preparation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from skimage import data
+from small_model import SMALL
+from torch import Tensor, nn
+
+from vlformer_cli.config import to_tree
+from vlformer_cli.data.tokenize import tokenize
+from vlformer_cli.data.transforms import resize_image
+from vlformer_cli.engine import export
+from vlformer_cli.engine.checkpoint import LoadedModel, load_weights
+from vlformer_cli.types import VLFormerError
+
+EXPRESSIONS = ["the cup", "spoon right of the saucer", "a"]
+
+
+@pytest.fixture(scope="module")
+def loaded(small_weights: Path) -> LoadedModel:
+    return load_weights(small_weights)
+
+
+def photo_inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A photograph laid out as the Predictor does it, 96 x 144 pixels on a canvas of 96 x 160."""
+    photo = data.coffee()
+    image = resize_image(photo, (96, 144))
+    images, valid = torch.zeros(1, 3, 96, 160, dtype=torch.uint8), torch.zeros(1, 96, 160, dtype=torch.bool)
+    images[0, :, :, :144], valid[0, :, :144] = torch.from_numpy(image).permute(2, 0, 1), True
+    return images, valid, tokenize(EXPRESSIONS, 40)[0], torch.zeros(3, dtype=torch.long)
+
+
+@torch.no_grad()
+def test_onnx(loaded: LoadedModel, tmp_path: Path) -> None:
+    path = tmp_path / "small.onnx"
+    assert export.export_onnx(loaded, path) < export.TOLERANCE
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert [i.name for i in session.get_inputs()] == list(export.INPUTS)
+    assert [o.name for o in session.get_outputs()] == list(export.OUTPUTS)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["vlformer_model"]) == to_tree(SMALL)
+    inputs = photo_inputs()
+    class_logits, mask_logits = session.run(
+        None, {name: x.numpy() for name, x in zip(export.INPUTS, inputs, strict=True)}
+    )
+    expected = loaded.model(*inputs)  # the model as it is used, not the one prepared for export
+    np.testing.assert_allclose(class_logits, expected.class_logits.numpy(), atol=1e-3)
+    np.testing.assert_allclose(mask_logits, expected.mask_logits.numpy(), atol=1e-3)
+    assert expected.mask_logits.std() > 0.05
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@torch.no_grad()
+def test_torch(loaded: LoadedModel, tmp_path: Path) -> None:
+    path = tmp_path / "small.pt2"
+    assert export.export_torch(loaded, path) < export.TOLERANCE
+    inputs = photo_inputs()
+    class_logits, mask_logits = torch.export.load(path).module()(*inputs)
+    expected = loaded.model(*inputs)
+    torch.testing.assert_close(class_logits, expected.class_logits, atol=1e-3, rtol=0)
+    torch.testing.assert_close(mask_logits, expected.mask_logits, atol=1e-3, rtol=0)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+class Sums(nn.Module):
+    """In place of the model, because it exports fast."""
+
+    def __init__(self, _: nn.Module) -> None:
+        super().__init__()
+
+    def forward(
+        self, images: Tensor, pixel_valid: Tensor, tokens: Tensor, image_index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return images.float().mean((1, 2, 3)) + pixel_valid.float().mean(), (tokens > 20_000).float().mean(
+            1
+        ) + image_index
+
+
+def test_a_file_that_differs_is_not_written(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if an exporter had got something wrong: what it ran is not what torch computes."""
+    monkeypatch.setattr(export, "Exported", Sums)
+    assert export.export_torch(loaded, tmp_path / "right.pt2") < export.TOLERANCE
+    (tmp_path / "right.pt2").unlink()
+    check = export.check
+
+    def wrong(module: nn.Module, run: export.Runner) -> float:
+        return check(module, lambda inputs: tuple(y + 0.01 for y in run(inputs)))
+
+    monkeypatch.setattr(export, "check", wrong)
+    with pytest.raises(VLFormerError, match=r"differs from torch by 1\.0e-02 in logits.*not written"):
+        export.export_torch(loaded, tmp_path / "wrong.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_packages_are_named(loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(VLFormerError, match=r"pip install 'vlformer\[export\]'"):
+        export.export_onnx(loaded, tmp_path / "small.onnx")

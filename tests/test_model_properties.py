@@ -6,6 +6,7 @@ Letters: B images, N expressions, Q queries, M mask features, H W pixels, Y X ce
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -241,3 +242,14 @@ def test_grids_of_valid_cells() -> None:
     x = torch.randn(1, 2, 4, 6)
     expected = F.interpolate(x[..., :3, :4], size=(6, 8), mode="bilinear", align_corners=False)
     assert_close(upsample_valid(x, cells, (8, 12))[..., :6, :8], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_shared_fusion_is_one_per_level_with_equal_weights() -> None:
+    shared = random_model(dataclasses.replace(CONFIG, fusion_per_level=False))
+    apart = random_model()
+    state = shared.state_dict()
+    for name in apart.state_dict():
+        state.setdefault(name, state.get(re.sub(r"fusion\.attentions\.[12]", "fusion.attentions.0", name)))
+    apart.load_state_dict(state)
+    images = canvas([picture(1, 80, 112)], 96, 128)
+    check_same(ask(apart, images, WORDS[:2], [0, 0]), ask(shared, images, WORDS[:2], [0, 0]), [0, 1], (80, 112))

@@ -33,6 +33,11 @@ class LoadedModel:
     path: Path
 
 
+def find_weights(name: str) -> Path:
+    """The file that `init` means: `embedded`, or a path."""
+    return EMBEDDED if name == "embedded" else Path(name)
+
+
 def save_weights(
     path: Path, model: VLFormer, config: ModelConfig, manifest: dict[str, Any], *, half: bool = True
 ) -> None:

@@ -18,6 +18,7 @@ from vlformer_cli import __version__
 from vlformer_cli.config import Config, to_tree
 from vlformer_cli.data.build import open_split
 from vlformer_cli.data.store import file_sha256, read_manifest
+from vlformer_cli.engine.checkpoint import find_weights
 
 PACKAGES = (
     "torch",
@@ -40,7 +41,7 @@ def run_manifest(config: Config) -> dict[str, Any]:
         "config": to_tree(config),
         "seed": config.train.seed,
         "data": [_fingerprint(open_split(source).directory) for source in sources],
-        "init_sha256": file_sha256(Path(config.init)) if config.init else None,
+        "init_sha256": file_sha256(find_weights(config.init)) if config.init else None,
     }
 
 

@@ -19,7 +19,14 @@ from torch.utils.data import DataLoader
 
 from vlformer_cli.config import Config, to_tree
 from vlformer_cli.data.build import build_training_data, open_split
-from vlformer_cli.engine.checkpoint import load_state, load_weights, save_state, save_weights, write_atomically
+from vlformer_cli.engine.checkpoint import (
+    find_weights,
+    load_state,
+    load_weights,
+    save_state,
+    save_weights,
+    write_atomically,
+)
 from vlformer_cli.engine.device import pick_device, set_threads
 from vlformer_cli.engine.evaluate import evaluate
 from vlformer_cli.engine.manifest import run_manifest
@@ -220,7 +227,7 @@ def initial_model(config: Config) -> VLFormer:
     """A new model, or the weights of `config.init`, whose model config must be the same but for its name."""
     if config.init is None:
         return build_model(config.model)
-    loaded = load_weights(Path(config.init))
+    loaded = load_weights(find_weights(config.init))
     skipped = {"name", "short_side", "max_side", "max_tokens"}
     changed = [d for d in _differences(to_tree(loaded.config), to_tree(config.model)) if d.split()[0] not in skipped]
     if changed:

@@ -195,7 +195,11 @@ def _pixel_decoder(config: ModelConfig, channels: tuple[int, ...]) -> PixelDecod
     ]
     return PixelDecoder(
         inputs=[ProjectedLevel(channels=c, dim=dim) for c in channels[1:]],
-        fusion=EarlyFusion(dim=dim, num_heads=config.heads),
+        fusion=EarlyFusion(
+            attentions=[
+                Attention(dim=dim, num_heads=config.heads) for _ in range(levels if config.fusion_per_level else 1)
+            ]
+        ),
         encoder=encoder,
         to_mask=FinestLevel(channels=channels[0], dim=dim, mask_dim=config.mask_dim or dim),
         dim=dim,

@@ -65,7 +65,7 @@ class PixelDecoder(nn.Module):
         if self.add_position:
             projected = [x + position * v[:, None] for x, position, v in zip(projected, positions, valids, strict=True)]
         shapes = tuple((x.shape[-2], x.shape[-1]) for x in projected)
-        x_NSD = self.fusion(_flat(projected), words, image_index_N)
+        x_NSD = self.fusion([_flat([x]) for x in projected], words, image_index_N)
         place_SL2 = cell_places(shapes, STRIDES[1:], x_NSD.device)
         level_position_NSD = _flat([p + e[:, None, None] for p, e in zip(positions, self.level_embed, strict=True)])
         pad_NS = ~torch.cat([valid.flatten(1) for valid in valids], 1)[image_index_N]
@@ -98,15 +98,24 @@ class ProjectedLevel(nn.Module):
 class EarlyFusion(nn.Module):
     """x * attention(query x, key words + position, value words): each cell is scaled by what the words say of it."""
 
-    def __init__(self, *, dim: int, num_heads: int) -> None:
+    def __init__(self, *, attentions: Sequence[Attention]) -> None:
+        """One attention that all levels share, or one for each."""
         super().__init__()
-        self.attention = Attention(dim=dim, num_heads=num_heads)
-        nn.init.ones_(self.attention.out_proj.bias)  # so that training starts near x * 1 and not near x * 0
+        self.attentions = nn.ModuleList(attentions)
+        for attention in attentions:  # so that training starts near x * 1 and not near x * 0
+            nn.init.ones_(attention.out_proj.bias)
 
-    def forward(self, x_BSD: Tensor, words: Words, image_index_N: Tensor) -> Tensor:
-        """NSD. The query projection does not depend on the words and is computed once per image."""
-        query_NSD = self.attention.query_proj(x_BSD)[image_index_N]
-        return x_BSD[image_index_N] * self.attention.attend(query_NSD, words.key, words.feat, words.pad[:, None])
+    def forward(self, levels: Sequence[Tensor], words: Words, image_index_N: Tensor) -> Tensor:
+        """NSD from BSD of each level. The query projection does not depend on the words: once per image."""
+        parts = levels if len(self.attentions) > 1 else [torch.cat(list(levels), 1)]
+        scaled = [self._scale(a, x, words, image_index_N) for a, x in zip(self.attentions, parts, strict=True)]
+        return torch.cat(scaled, 1)
+
+    @staticmethod
+    def _scale(attention: nn.Module, x_BSD: Tensor, words: Words, image_index_N: Tensor) -> Tensor:
+        assert isinstance(attention, Attention)
+        query_NSD = attention.query_proj(x_BSD)[image_index_N]
+        return x_BSD[image_index_N] * attention.attend(query_NSD, words.key, words.feat, words.pad[:, None])
 
 
 class EncoderLayer(nn.Module):

@@ -179,6 +179,22 @@ def test_eval_writes_metrics_that_follow_from_the_predictions(
     assert document["weights"]["model"] == "vlformer-small-random"
 
 
+def test_eval_prints_a_table_that_fits_a_terminal(
+    run: Any, small_weights: Path, small_scenes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("eval", "--data", small_scenes, "--weights", small_weights, "-o", "out") == 0
+    document = json.loads(Path("out/metrics.json").read_text())
+    first, _, head, *rows = capsys.readouterr().out.splitlines()
+    assert first == f"scenes-seed7/val, vlformer-small-random ({small_weights})"
+    assert max(map(len, [head, *rows])) < 80
+    assert [row.split()[0] for row in rows] == ["all", "attribute", "location", "relation"]
+    cells = rows[0].split()
+    assert cells[1] == str(document["chosen_query"]["count"])
+    assert cells[2] == f"{100 * document['chosen_query']['miou']:.2f}"
+    assert cells[-2] == f"{100 * document['best_of_q']['miou']:.2f}"
+    assert rows[2].split()[3] == f"{100 * document['by_kind']['location']['oiou']:.2f}"
+
+
 def test_eval_leaves_out_a_picture_that_cannot_be_read(
     run: Any, small_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

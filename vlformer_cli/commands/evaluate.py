@@ -80,24 +80,17 @@ def describe_weights(loaded: Any) -> dict[str, Any]:
 
 
 def print_table(found: Evaluation, model: str, weights: str) -> None:
-    """The metrics as a table, in percent, with the names of metric, data, split and weights."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{found.data}, {model} ({weights}), in percent; Pr@X counts IoU > X")
-    for column in (
-        "samples",
-        "count",
-        "mIoU",
-        "oIoU",
-        *(f"Pr@{x / 10}" for x in range(5, 10)),
-        "best of Q: mIoU",
-        "Pr@0.5",
-    ):
-        table.add_column(column, justify="left" if column == "samples" else "right")
+    """The metrics as a table of 79 columns, in percent, with the names of metric, data, split and weights."""
+    print(f"{found.data}, {model} ({weights})\nin percent; Pr@X: IoU > X; best: of the Q queries, not the chosen one")
+    shares = [f"Pr@.{x}" for x in range(5, 10)]
+    print(_line("samples", "count", "mIoU", "oIoU", *shares, "best:", "mIoU", "Pr@.5"))
     rows = [("all", found.summary, found.best_of_q)]
     rows += [(kind, summary, found.best_of_q_by_kind[kind]) for kind, summary in found.by_kind.items()]
     for name, one, best in rows:
-        shares = [one.miou, one.oiou, *one.precision.values(), best.miou, best.precision.get(0.5, 0.0)]
-        table.add_row(name, str(one.count), *(f"{100 * share:.2f}" for share in shares))
-    Console().print(table)
+        own, of_q = [one.miou, one.oiou, *one.precision.values()], [best.miou, *list(best.precision.values())[:1]]
+        cells = [f"{100 * share:.2f}" for share in own], [f"{100 * share:.2f}" for share in of_q]
+        print(_line(name, str(one.count), *cells[0], "", *cells[1]), flush=True)
+
+
+def _line(name: str, count: str, *cells: str) -> str:
+    return " ".join([f"{name:<10.20}", f"{count:>6}", *(f"{cell:>5}" for cell in cells)])

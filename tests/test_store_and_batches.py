@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import multiprocessing
+import pickle
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -124,6 +125,7 @@ def read_in_worker(split: PreparedSplit, index: int) -> Sample:
 def test_an_open_split_travels_to_a_spawned_worker(toy: Path) -> None:
     split = PreparedSplit(toy, "train")
     first = split.sample(0)  # the file is open now
+    assert len(pickle.dumps(split)) < 2000  # and its index table is not taken along
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(read_in_worker, (split, 5)) == split.sample(5) != first
 

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlformer_cli import __version__
 from vlformer_cli.types import Ref, Sample, VLFormerError
@@ -109,7 +110,7 @@ class PreparedSplit:
         counts = self.manifest["splits"][split]
         self.num_refs, self.num_images, self._num_samples = counts["refs"], counts["images"], counts["expressions"]
         self.image_root = directory / self.manifest["image_root"]
-        self._index = np.load(directory / f"{split}.index.npy", mmap_mode="r")
+        self._index = self._open_index()
         self._file: int | None = None
 
     def __len__(self) -> int:
@@ -147,8 +148,16 @@ class PreparedSplit:
         """Where the ref's picture lies."""
         return Path(self.image_root / ref.image)
 
+    def _open_index(self) -> NDArray[np.int64]:
+        table: NDArray[np.int64] = np.load(self.directory / f"{self.split}.index.npy", mmap_mode="r")
+        return table
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None}
+        return {**self.__dict__, "_file": None, "_index": None}  # a pickled memory map would be a copy of it all
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._index = self._open_index()
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

@@ -102,6 +102,8 @@ class Run:
             num_workers=self.config.data.workers,
             generator=torch.Generator(),  # its own, so that making the loader leaves the global one as it is
             worker_init_fn=_one_thread,
+            # a fork would copy OpenCV's and OpenMP's thread pools without their threads, and hang on first use
+            multiprocessing_context="spawn" if self.config.data.workers else None,
         )
         return iter(loader)
 

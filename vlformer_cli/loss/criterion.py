@@ -18,7 +18,7 @@ from vlformer_cli.types import Batch, Prediction, VLFormerOutput
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Scalars, summed over the blocks and before their weights, except `total`."""
+    """Scalars, summed over the blocks (and the dense head, times its weight), before their weights, except `total`."""
 
     total: Tensor
     class_: Tensor
@@ -36,9 +36,17 @@ class Criterion(nn.Module):
     class_weights: Tensor
 
     def __init__(
-        self, *, weights: CostWeights, no_object: float, points: int, oversample: float, importance: float
+        self,
+        *,
+        weights: CostWeights,
+        dense_weight: float,
+        no_object: float,
+        points: int,
+        oversample: float,
+        importance: float,
     ) -> None:
         super().__init__()
+        self.dense_weight = dense_weight
         self.weights, self.points, self.oversample, self.importance = weights, points, oversample, importance
         self.register_buffer("class_weights", torch.tensor([1.0, no_object]), persistent=False)
 
@@ -50,6 +58,9 @@ class Criterion(nn.Module):
         last = Prediction(output.class_logits, output.mask_logits)
         parts = [self._block(p, truth_NHW, meant_N, extent_N2) for p in (*output.earlier, last)]
         class_, bce, dice = (torch.stack(part).sum() for part in zip(*parts, strict=True))
+        if output.dense_logits is not None:
+            dense_bce, dense_dice = self._mask_losses(output.dense_logits.float(), truth_NHW, meant_N, extent_N2)
+            bce, dice = bce + self.dense_weight * dense_bce, dice + self.dense_weight * dense_dice
         total = self.weights.class_ * class_ + self.weights.bce * bce + self.weights.dice * dice
         return Losses(total, class_, bce, dice)
 

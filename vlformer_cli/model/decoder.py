@@ -46,7 +46,8 @@ class Decoder(nn.Module):
                 blocked_NQP = attention_block(mask_embed_NQM, coarse_mask_feats[following], pixels.pads[following])
                 if self.training:
                     earlier.append(Prediction(class_logits_NQ2, dot_masks(mask_embed_NQM, pixels.mask_feat)))
-        return VLFormerOutput(class_logits_NQ2, dot_masks(mask_embed_NQM, pixels.mask_feat), tuple(earlier))
+        mask_logits_NQYX = dot_masks(mask_embed_NQM, pixels.mask_feat)
+        return VLFormerOutput(class_logits_NQ2, mask_logits_NQYX, tuple(earlier), pixels.dense_logits)
 
 
 class Heads(nn.Module):

@@ -34,6 +34,8 @@ class PixelFeatures:
     """NYX bool each, True = padding."""
     mask_feat: Tensor
     """NMYX at stride 4, zero on padding."""
+    dense_logits: Tensor | None
+    """NYX at stride 8: what the features alone say of the referent, before any query; in training only."""
 
 
 class PixelDecoder(nn.Module):
@@ -46,13 +48,17 @@ class PixelDecoder(nn.Module):
         fusion: EarlyFusion,
         encoder: Sequence[nn.Module],
         to_mask: FinestLevel,
+        dense_head: nn.Module | None,
         dim: int,
         add_position: bool,
     ) -> None:
-        """`inputs`: for strides 8, 16, 32. `add_position`: the sine position is part of the features from the start."""
+        """`inputs`: for strides 8, 16, 32. `add_position`: the sine position is part of the features from the start.
+
+        `dense_head`: from D channels to one, for a loss that teaches the features directly.
+        """
         super().__init__()
         self.inputs, self.fusion, self.encoder = nn.ModuleList(inputs), fusion, nn.ModuleList(encoder)
-        self.to_mask, self.dim, self.add_position = to_mask, dim, add_position
+        self.to_mask, self.dense_head, self.dim, self.add_position = to_mask, dense_head, dim, add_position
         self.level_embed = nn.Parameter(torch.randn(len(self.inputs), dim))
 
     def forward(
@@ -73,11 +79,13 @@ class PixelDecoder(nn.Module):
             x_NSD = layer(x_NSD, level_position_NSD[image_index_N], place_SL2, shapes, pad_NS)
         levels = _unflat(x_NSD, shapes)
         mask_feat = self.to_mask(features[0], levels[0], valid4_BYX, valids[0], image_index_N)
+        dense_logits = self.dense_head(levels[0])[:, 0] if self.training and self.dense_head is not None else None
         return PixelFeatures(
             levels=tuple(reversed(levels)),
             positions=tuple(p[image_index_N] for p in reversed(positions)),
             pads=tuple(~v[image_index_N] for v in reversed(valids)),
             mask_feat=mask_feat,
+            dense_logits=dense_logits,
         )
 
 
@@ -102,8 +110,6 @@ class EarlyFusion(nn.Module):
         """One attention that all levels share, or one for each."""
         super().__init__()
         self.attentions = nn.ModuleList(attentions)
-        for attention in attentions:  # so that training starts near x * 1 and not near x * 0
-            nn.init.ones_(attention.out_proj.bias)
 
     def forward(self, levels: Sequence[Tensor], words: Words, image_index_N: Tensor) -> Tensor:
         """NSD from BSD of each level. The query projection does not depend on the words: once per image."""

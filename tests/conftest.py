@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from small_model import SMALL
 
+from vlformer_cli.app import app
+from vlformer_cli.commands import errors
 from vlformer_cli.data.scenes.generate import generate_scenes
 from vlformer_cli.engine.checkpoint import save_weights
 from vlformer_cli.model.build import build_model
@@ -28,3 +32,15 @@ def small_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "scenes-seed7"
     generate_scenes(path, images=40, seed=7, size=96, workers=1)
     return path
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Runs the app in this process, in an empty folder, and returns its exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["vlformer", *map(str, words)])
+        return errors.run(app)
+
+    return call

@@ -13,21 +13,6 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from vlformer_cli.app import app
-from vlformer_cli.commands import errors
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Runs the app in this process, in an empty folder, and returns its exit code."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["vlformer", *map(str, words)])
-        return errors.run(app)
-
-    return call
-
 
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:

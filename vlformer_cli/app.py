@@ -9,6 +9,7 @@ import typer
 
 from vlformer_cli import __version__
 from vlformer_cli.commands import errors
+from vlformer_cli.commands.data import data
 from vlformer_cli.commands.evaluate import evaluate
 from vlformer_cli.commands.export import export
 from vlformer_cli.commands.info import info
@@ -29,6 +30,7 @@ app.command("eval")(evaluate)
 app.command("predict")(predict)
 app.command("export")(export)
 app.command("info")(info)
+app.add_typer(data, name="data")
 
 
 def _print_version(wanted: bool) -> None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlformer_cli.commands.common import Device, Json, Threads, Weights, load_model, print_json, say
-from vlformer_cli.types import VLFormerError
 
 if TYPE_CHECKING:
     from vlformer_cli.engine.evaluate import Evaluation
@@ -32,13 +31,14 @@ def evaluate(
     threads: Threads = 0,
 ) -> None:
     """Evaluate weights on a split at the original resolution: oIoU, mIoU, Pr@0.5-0.9, per kind, best of Q."""
+    from vlformer_cli.data.build import find_dataset
     from vlformer_cli.data.store import PreparedSplit
     from vlformer_cli.engine.checkpoint import write_atomically
     from vlformer_cli.engine.evaluate import evaluate as run
     from vlformer_cli.engine.manifest import environment
     from vlformer_cli.engine.predict import Predictor
 
-    prepared = PreparedSplit(data or find_dataset(dataset), split)
+    prepared = PreparedSplit(find_dataset(data, dataset), split)
     loaded = load_model(weights, device, threads)
     folder = output or Path("outputs") / "eval"
     found = run(Predictor(loaded.model, loaded.config), prepared, limit=limit, predictions=folder / "predictions.jsonl")
@@ -53,23 +53,6 @@ def evaluate(
         say(f"vlformer: left out: {message}")
     if found.unreadable:
         raise typer.Exit(1)
-
-
-def find_dataset(name: str | None) -> Path:
-    """The one prepared data set `<data root>/<name>-*`; raises VLFormerError where there are none or several."""
-    from vlformer_cli.data.build import data_root
-
-    root = data_root()
-    if name is None:
-        raise VLFormerError("say what to evaluate on: --data DIR or --dataset NAME")
-    if (root / name / "manifest.json").exists():
-        return root / name
-    found = sorted(path.parent for path in root.glob(f"{name}-*/manifest.json"))
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise VLFormerError(f"--dataset {name!r} could be any of {', '.join(p.name for p in found)}: name one of them")
-    raise VLFormerError(f"no data set {name!r} below {root}: make it with `vlformer prepare-data`, or give --data DIR")
 
 
 def describe_weights(loaded: Any) -> dict[str, Any]:

@@ -17,6 +17,23 @@ def data_root() -> Path:
     return Path(os.environ.get("VLFORMER_DATA", "data"))
 
 
+def find_dataset(directory: Path | None, name: str | None) -> Path:
+    """`directory`, or the one data set `<data root>/<name>-*`; raises VLFormerError where there are none or several."""
+    if directory is not None:
+        return directory
+    root = data_root()
+    if name is None:
+        raise VLFormerError("say which data set: --data DIR or --dataset NAME")
+    if (root / name / "manifest.json").exists():
+        return root / name
+    found = sorted(path.parent for path in root.glob(f"{name}-*/manifest.json"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise VLFormerError(f"--dataset {name!r} could be any of {', '.join(p.name for p in found)}: name one of them")
+    raise VLFormerError(f"no data set {name!r} below {root}: make it with `vlformer prepare-data`, or give --data DIR")
+
+
 def open_split(source: DataSource) -> PreparedSplit:
     """The prepared split that a config names; raises VLFormerError if it is not there."""
     path = Path(source.path)

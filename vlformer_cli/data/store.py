@@ -117,6 +117,11 @@ class PreparedSplit:
         return int(self._num_samples)
 
     @property
+    def indexed_refs(self) -> int:
+        """Rows of the index table; other than `num_refs` only where files were changed."""
+        return len(self._index)
+
+    @property
     def name(self) -> str:
         """`<dataset>-<split_by>/<split>`: how reports name this data."""
         return f"{self.manifest['dataset']}-{self.manifest['split_by']}/{self.split}"
@@ -126,7 +131,7 @@ class PreparedSplit:
         if self._file is None:  # opened on first use, so that each worker process has its own
             self._file = os.open(self.directory / f"{self.split}.jsonl", os.O_RDONLY)
         start = int(self._index[row, OFFSET])
-        end = int(self._index[row + 1, OFFSET]) if row + 1 < self.num_refs else os.fstat(self._file).st_size
+        end = int(self._index[row + 1, OFFSET]) if row + 1 < len(self._index) else os.fstat(self._file).st_size
         return Ref.from_json(json.loads(os.pread(self._file, end - start, start)))
 
     def sample(self, index: int) -> Sample:

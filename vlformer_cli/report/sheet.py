@@ -69,7 +69,8 @@ def _row(row: Row, panel: str) -> Image.Image:
     text, image, mask = row
     pictures = [_fitted(image), _overlay(image, mask) if panel == "overlay" else _night(mask)]
     font = load_font(TEXT_SIZE)
-    lines = wrap_text(text, font, TEXT_WIDTH, CELL_HEIGHT // line_height(TEXT_SIZE))
+    most = CELL_HEIGHT // line_height(TEXT_SIZE)
+    lines = [line for part in text.split("\n") for line in wrap_text(part, font, TEXT_WIDTH, most)][:most]
     text_height = len(lines) * line_height(TEXT_SIZE)
     height = max(text_height, *(len(picture) for picture in pictures))
     cells = Image.new("RGB", (_inner_width(), height), PAPER)

@@ -161,6 +161,7 @@ def test_eval_writes_metrics_that_follow_from_the_predictions(
     assert document["chosen_query"]["miou"] == pytest.approx(np.mean([row["iou"] for row in rows]))
     assert set(document["by_kind"]) == {"attribute", "location", "relation"}
     assert document["data"] == "scenes-seed7/val"
+    assert document["cut_expressions"] == 0
     assert document["weights"]["model"] == "vlformer-small-random"
 
 

@@ -364,6 +364,17 @@ def test_collate_puts_everything_at_the_top_left_of_one_canvas() -> None:
     assert (batch.tokens[:, 0] == 49_406).all()
 
 
+def test_collate_counts_the_expressions_that_it_cut() -> None:
+    """make_ref's texts have 3 to 15 tokens or so: the count is what a longer context would have kept."""
+    group = group_of(32, 32, [make_ref(0, 0, 3), make_ref(0, 1, 2)], 7)
+    longer = collate([group], 77)
+    assert longer.cut == 0
+    lengths = (longer.tokens != 0).sum(1)
+    for context in (6, 8, 10):
+        assert collate([group], context).cut == int((lengths > context).sum())
+    assert 0 < collate([group], 8).cut < 5
+
+
 def test_an_evaluation_group_is_the_resized_picture_with_its_masks(toy: Path) -> None:
     split = PreparedSplit(toy, "train")
     group = evaluation_group(split, split.image_samples(5), 60, 1000)

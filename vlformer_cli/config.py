@@ -130,6 +130,8 @@ class DataConfig:
     """Brightness, contrast and saturation change by up to this factor. Original: 0.1."""
     shift: float = 0.0
     """Pictures are shifted by up to this fraction of their sides, the free part filled with their mean colour."""
+    mirror: bool = False
+    """Half of the pictures are mirrored and "left" and "right" swapped, unless a word cannot be. Original: never."""
     workers: int = 1
     """Loader processes beside each training process."""
 

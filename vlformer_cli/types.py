@@ -101,11 +101,13 @@ class Batch:
     masks: Tensor
     """NHW bool: the referents, on the padded canvas."""
     samples: tuple[Sample, ...]
+    cut: int = 0
+    """How many of the expressions were longer than the model's context and were cut."""
 
     def to(self, device: Any) -> Batch:
         """The same batch with its tensors on `device`."""
         names = ("images", "pixel_valid", "tokens", "image_index", "masks")
-        return Batch(**{name: getattr(self, name).to(device) for name in names}, samples=self.samples)
+        return Batch(**{name: getattr(self, name).to(device) for name in names}, samples=self.samples, cut=self.cut)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,9 @@ def evaluate(
     else:
         print_table(found, loaded.config.name, str(loaded.path))
         say(f"written: {folder / 'metrics.json'}, {folder / 'predictions.jsonl'}")
+    if found.cut:
+        limit = loaded.config.max_tokens
+        say(f"vlformer: {found.cut} expressions are longer than {limit} tokens: only their beginnings were read")
     for message in found.unreadable:
         say(f"vlformer: left out: {message}")
     if found.unreadable:

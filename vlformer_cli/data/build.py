@@ -65,4 +65,5 @@ def build_training_data(config: Config) -> TrainingBatches:
         max_tokens=config.model.max_tokens,
         steps=config.train.steps,
         seed=config.train.seed,
+        mirror=config.data.mirror,
     )

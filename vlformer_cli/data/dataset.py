@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from vlformer_cli.data.images import read_image
+from vlformer_cli.data.mirror import mirror_group
 from vlformer_cli.data.rle import decode_rle
 from vlformer_cli.data.store import PreparedSplit
 from vlformer_cli.data.tokenize import tokenize
@@ -46,11 +47,15 @@ class TrainingBatches(Dataset[Batch]):
         max_tokens: int,
         steps: int,
         seed: int,
+        mirror: bool = False,
     ) -> None:
-        """Raises VLFormerError if at some step no source is active, or a source is empty."""
+        """`mirror`: half of the pictures are mirrored, with their words, where that can be done.
+
+        Raises VLFormerError if at some step no source is active, or a source is empty.
+        """
         self.sources, self.augmentation = tuple(sources), augmentation
         self.images_per_step, self.expressions_per_image = images_per_step, expressions_per_image
-        self.max_tokens, self.steps, self.seed = max_tokens, steps, seed
+        self.max_tokens, self.steps, self.seed, self.mirror = max_tokens, steps, seed, mirror
         for source in self.sources:
             if source.split.num_images == 0:
                 raise VLFormerError(f"{source.split.directory}: split {source.split.split} is empty")
@@ -79,7 +84,8 @@ class TrainingBatches(Dataset[Batch]):
             samples = source.split.image_samples((ordinal + attempt) % source.split.num_images)
             chosen = rng.permutation(len(samples))[: self.expressions_per_image]
             try:
-                return load_group(source.split, [samples[i] for i in chosen], self.augmentation, rng)
+                group = load_group(source.split, [samples[i] for i in chosen], self.augmentation, rng)
+                return (mirror_group(group) or group) if self.mirror and rng.random() < 0.5 else group
             except VLFormerError as error:
                 failure = error
         raise VLFormerError(f"10 pictures in a row of {source.split.name} cannot be read; the last: {failure}")
@@ -140,7 +146,7 @@ def collate(groups: Sequence[ImageGroup], max_tokens: int) -> Batch:
         masks[first : first + len(group.samples), :h, :w] = group.mask_NHW
         first += len(group.samples)
     samples = tuple(sample for group in groups for sample in group.samples)
-    tokens, _ = tokenize([sample.expression for sample in samples], max_tokens)
+    tokens, is_cut = tokenize([sample.expression for sample in samples], max_tokens)
     index = [number for number, group in enumerate(groups) for _ in group.samples]
     return Batch(
         images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
@@ -149,6 +155,7 @@ def collate(groups: Sequence[ImageGroup], max_tokens: int) -> Batch:
         image_index=torch.tensor(index),
         masks=torch.from_numpy(masks),
         samples=samples,
+        cut=sum(is_cut),
     )
 
 

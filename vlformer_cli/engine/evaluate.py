@@ -35,6 +35,8 @@ class SampleResult:
     """Of the query whose mask overlaps the truth most: what choosing perfectly would give."""
     confidence: float
     segmentation: RLE
+    cut: bool
+    """Only the beginning of the expression was read."""
 
     def to_json(self) -> dict[str, Any]:
         """Areas in pixels, IoU as a fraction of 1."""
@@ -64,6 +66,8 @@ class Evaluation:
     best_of_q_by_kind: dict[str, Summary]
     unreadable: tuple[str, ...]
     """Why pictures could not be read; their samples are not counted."""
+    cut: int
+    """Expressions longer than the model's context, of which only the beginning was read."""
 
     def to_json(self) -> dict[str, Any]:
         """The content of `metrics.json`; shares are fractions of 1."""
@@ -74,6 +78,7 @@ class Evaluation:
             "by_kind": {kind: summary.to_json() for kind, summary in self.by_kind.items()},
             "best_of_q_by_kind": {kind: summary.to_json() for kind, summary in self.best_of_q_by_kind.items()},
             "unreadable_images": list(self.unreadable),
+            "cut_expressions": self.cut,
         }
 
 
@@ -86,6 +91,7 @@ def evaluate(
     """
     unreadable: list[str] = []
     results: list[tuple[SampleScore, SampleScore]] = []
+    cut = 0
     total = min(limit, len(split)) if limit else len(split)
     with ProgressLine(title, total) as line, _lines(predictions) as file:
         for samples in images_of(split, limit):
@@ -94,6 +100,7 @@ def evaluate(
             except VLFormerError as error:
                 unreadable.append(str(error))
                 continue
+            cut += sum(result.cut for result in answered)
             results += [(result.chosen, result.best) for result in answered]
             for result in answered:
                 file.write(json.dumps(result.to_json(), ensure_ascii=False) + "\n")
@@ -102,7 +109,7 @@ def evaluate(
         raise VLFormerError(
             f"{split.name}: nothing to evaluate ({unreadable[0] if unreadable else 'the split is empty'})"
         )
-    return _summarise(split.name, results, tuple(unreadable))
+    return _summarise(split.name, results, tuple(unreadable), cut)
 
 
 def _evaluate_image(predictor: Predictor, split: PreparedSplit, samples: Sequence[Sample]) -> Iterator[SampleResult]:
@@ -111,7 +118,7 @@ def _evaluate_image(predictor: Predictor, split: PreparedSplit, samples: Sequenc
     seen, size = predictor.look(image_HW3)
     for first in range(0, len(samples), AT_ONCE):
         chunk = samples[first : first + AT_ONCE]
-        candidates, _ = predictor.ask(seen, size, image_HW3.shape[:2], [sample.expression for sample in chunk])
+        candidates, is_cut = predictor.ask(seen, size, image_HW3.shape[:2], [sample.expression for sample in chunk])
         every_query = torch.arange(candidates.score_NQ.shape[1])
         for number, sample in enumerate(chunk):
             masks_QHW = candidates.masks(number, every_query)
@@ -124,11 +131,12 @@ def _evaluate_image(predictor: Predictor, split: PreparedSplit, samples: Sequenc
                 best=max(scores, key=lambda s: s.iou),
                 confidence=float(candidates.score_NQ[number, query]),
                 segmentation=encode_mask(masks_QHW[query]),
+                cut=is_cut[number],
             )
 
 
 def _summarise(
-    data: str, results: Iterable[tuple[SampleScore, SampleScore]], unreadable: tuple[str, ...]
+    data: str, results: Iterable[tuple[SampleScore, SampleScore]], unreadable: tuple[str, ...], cut: int
 ) -> Evaluation:
     chosen, best = (list(scores) for scores in zip(*results, strict=True))
     has_kinds = any(one.kind for one in chosen)
@@ -139,6 +147,7 @@ def _summarise(
         by_kind=summarise_by(chosen, lambda s: s.kind) if has_kinds else {},
         best_of_q_by_kind=summarise_by(best, lambda s: s.kind) if has_kinds else {},
         unreadable=unreadable,
+        cut=cut,
     )
 
 

@@ -17,7 +17,7 @@ import yaml
 from torch import nn
 from torch.utils.data import DataLoader
 
-from vlformer_cli.config import Config, to_tree
+from vlformer_cli.config import Config, from_tree, to_tree
 from vlformer_cli.data.build import build_training_data, open_split
 from vlformer_cli.engine.checkpoint import (
     find_weights,
@@ -85,7 +85,7 @@ class Run:
         self.schedule = Schedule(config.train)
         self.average = average_of(self.model, config.train.ema)
         self.manifest = run_manifest(config)
-        self._began, self._expressions = time.monotonic(), 0
+        self._began, self._expressions, self._cut = time.monotonic(), 0, 0
         self._woke, self._first_expression = self._began, 0  # of this process, for its rate
         if resume and (output / "last.pt").exists():
             self._resume()
@@ -122,6 +122,7 @@ class Run:
         self._apply(bool(torch.isfinite(losses.total)) and bool(torch.isfinite(norm)))
         self.step += 1
         self._expressions += len(batch.samples)
+        self._cut += batch.cut
         return losses.detached()
 
     def _apply(self, finite: bool) -> None:
@@ -141,12 +142,19 @@ class Run:
 
     def note(self, losses: Losses) -> str:
         """A few words for the progress line."""
+        cut = f", {self._cut} expressions cut" if self._cut else ""
         rate = (self._expressions - self._first_expression) / (time.monotonic() - self._woke)
-        return f"loss {float(losses.total):.3f}, {rate:.1f} expressions/s"
+        return f"loss {float(losses.total):.3f}, {rate:.1f} expressions/s{cut}"
 
     def log(self, row: dict[str, Any]) -> None:
         """Appends a line to `metrics.jsonl`."""
-        row = {"step": self.step, "seconds": round(self.seconds, 1), "expressions": self._expressions, **row}
+        row = {
+            "step": self.step,
+            "seconds": round(self.seconds, 1),
+            "expressions": self._expressions,
+            "cut": self._cut,
+            **row,
+        }
         with (self.output / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -182,6 +190,7 @@ class Run:
             "config": to_tree(self.config),
             "step": self.step,
             "expressions": self._expressions,
+            "cut": self._cut,
             "seconds": self.seconds,
             "model": self.model.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
@@ -202,7 +211,10 @@ class Run:
 
     def _resume(self) -> None:
         state = load_state(self.output / "last.pt")
-        changed = _differences(state["config"], to_tree(self.config))
+        before = to_tree(
+            from_tree(Config, state["config"], where=f"{self.output}/last.pt")
+        )  # with newer fields' defaults
+        changed = _differences(before, to_tree(self.config))
         if changed:
             raise VLFormerError(f"the config changed since {self.output}/last.pt was written: {'; '.join(changed)}")
         self.model.load_state_dict(state["model"])
@@ -210,7 +222,7 @@ class Run:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.step, self._expressions = state["step"], state["expressions"]
-        self._first_expression = self._expressions
+        self._first_expression, self._cut = self._expressions, state.get("cut", 0)
         self._began -= state.get("seconds", 0.0)
         self._forget_later_rows()
         torch.set_rng_state(state["rng"])

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -347,3 +348,28 @@ def test_real_coco_photos(tmp_path: Path) -> None:
         assert ref.segmentation["counts"] == expected["counts"].decode()
         assert ref.category == names[annotation["category_id"]]
         assert np.abs(np.subtract(ref.bbox, annotation["bbox"])).max() <= 3  # a thin tip covers no pixel
+
+
+def test_the_example_with_mask_files_runs_as_its_readme_says(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The commands of the README, typed as they stand, from a folder that holds the examples."""
+    folder = EXAMPLE.parent / "custom-jsonl"
+    (tmp_path / "examples").symlink_to(EXAMPLE.parent)
+    commands = [
+        line.split()[1:] for line in (folder / "README.md").read_text().splitlines() if line.startswith("    vlformer ")
+    ]
+    assert len(commands) == 2
+    for words in commands:
+        assert run(*words) == 0
+    written = [json.loads(line) for line in (folder / "expressions.jsonl").read_text().splitlines()]
+    found = [ref for split in ("train", "val") for ref in refs(tmp_path / "data/custom-jsonl", split)]
+    assert sorted(e for ref in found for e in ref.expressions) == sorted(row["expression"] for row in written)
+    for ref in found:
+        mask = next(row.get("mask") for row in written if row["expression"] == ref.expressions[0])
+        if mask is None:
+            assert ref.segmentation is None
+        else:
+            assert ref.segmentation is not None
+            np.testing.assert_array_equal(decode_rle(ref.segmentation), cv2.imread(str(folder / mask), 0) > 0)
+    assert cv2.imread("outputs/data.png") is not None

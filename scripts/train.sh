@@ -2,7 +2,7 @@
 # Trains the embedded model anew: draws its data, trains (or goes on with) configs/tiny.yaml, evaluates on unseen scenes.
 # Hours on two cores; interrupt it at any time and run it again. To ship the result: cp runs/vlformer-tiny/model.safetensors
 # vlformer_cli/assets/vlformer-tiny.safetensors
-source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" tiny
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 data="${VLFORMER_DATA:-data}"
 [ -d "$data/scenes-directions-seed0" ] || .venv/bin/vlformer prepare-data scenes --scenario directions --images 3000 --seed 0
 [ -d "$data/scenes-seed0" ] || .venv/bin/vlformer prepare-data scenes --images 9000 --seed 0

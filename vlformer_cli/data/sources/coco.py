@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class CocoAnnotation:
     """The category's name; empty where the file names none."""
     segmentation: Any
     """As in the file, unchecked: `rle.polygons_to_rle` reads it."""
+    is_crowd: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,8 @@ class CocoInstances:
     """By file name."""
     annotations: dict[int, CocoAnnotation]
     """By annotation id."""
+    categories: dict[int, str] = field(default_factory=dict)
+    """Names by category id."""
 
 
 def read_instances(path: Path) -> CocoInstances:
@@ -57,7 +60,7 @@ def read_instances(path: Path) -> CocoInstances:
     _check_unique(path, "image", [image.image_id for image in images.values()])
     annotations = list(_annotations(path, document, categories))
     _check_unique(path, "annotation", [annotation.ann_id for annotation in annotations])
-    return CocoInstances(images, {annotation.ann_id: annotation for annotation in annotations})
+    return CocoInstances(images, {annotation.ann_id: annotation for annotation in annotations}, categories)
 
 
 def read_json(path: Path) -> Any:
@@ -78,7 +81,8 @@ def _annotations(path: Path, document: dict[str, Any], categories: dict[int, str
         if category_id is not None and categories and category_id not in categories:
             raise VLFormerError(f"{path}: annotation {entry['id']} has category_id {category_id}: no category has it")
         category = categories.get(category_id, "") if category_id is not None else ""
-        yield CocoAnnotation(entry["id"], entry["image_id"], category, entry["segmentation"])
+        is_crowd = bool(entry.get("iscrowd"))
+        yield CocoAnnotation(entry["id"], entry["image_id"], category, entry["segmentation"], is_crowd)
 
 
 def _entries(path: Path, document: dict[str, Any], part: str, needed: tuple[str, ...]) -> Iterator[dict[str, Any]]:

@@ -199,6 +199,13 @@ def test_weights_of_another_run_are_a_start(config: Config, small_weights: Path,
     run = training.Run(replace(config, init=str(small_weights)), tmp_path / "run", resume=False)
     found = run.model.state_dict()
     assert all(torch.equal(found[name], start[name]) for name in start)
+    anew = replace(config, init=str(small_weights), init_except=("text_encoder", "decoder.query_feat"))
+    found = training.Run(anew, tmp_path / "anew", resume=False).model.state_dict()
+    changed = {name for name in found if not torch.equal(found[name], start[name])}
+    assert {"text_encoder.tower.token_embedding.table.weight", "decoder.query_feat"} <= changed
+    assert all(name.startswith(("text_encoder", "decoder.query_feat")) for name in changed)
+    with pytest.raises(VLFormerError, match="no parameter's name begins with 'text_encodr'"):
+        training.Run(replace(anew, init_except=("text_encodr",)), tmp_path / "typo", resume=False)
     wider = replace(config, init=str(small_weights), model=replace(SMALL, ffn_dim=64))
     with pytest.raises(VLFormerError, match=r"ffn_dim was 32, is 64"):
         training.Run(wider, tmp_path / "other", resume=False)

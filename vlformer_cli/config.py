@@ -207,6 +207,8 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     init: str | None = None
     """A vlformer `.safetensors` file that the weights start from, or `embedded`: the one that comes with vlformer."""
+    init_except: tuple[str, ...] = ()
+    """Beginnings of parameter names that start anew all the same, such as `text_encoder`."""
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:

@@ -238,7 +238,7 @@ class Run:
 
 
 def initial_model(config: Config) -> VLFormer:
-    """A new model, or the weights of `config.init`, whose model config must be the same but for its name."""
+    """A new model, or the weights of `config.init`, whose model config must be the same where weights depend on it."""
     if config.init is None:
         return build_model(config.model)
     loaded = load_weights(find_weights(config.init))
@@ -246,7 +246,20 @@ def initial_model(config: Config) -> VLFormer:
     changed = [d for d in _differences(to_tree(loaded.config), to_tree(config.model)) if d.split()[0] not in skipped]
     if changed:
         raise VLFormerError(f"init {config.init} is another model: {'; '.join(changed)}")
-    return loaded.model
+    return _start_anew(loaded.model, config) if config.init_except else loaded.model
+
+
+def _start_anew(model: VLFormer, config: Config) -> VLFormer:
+    """`model` with the parts that `init_except` names as in a new model."""
+    fresh = build_model(config.model)
+    state = model.state_dict()
+    for beginning in config.init_except:
+        names = [name for name in state if name.startswith(beginning)]
+        if not names:
+            raise VLFormerError(f"init_except: no parameter's name begins with {beginning!r}")
+        state |= {name: fresh.state_dict()[name] for name in names}
+    fresh.load_state_dict(state)
+    return fresh
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:

@@ -137,6 +137,7 @@ def _small_tower(config: TextConfig) -> TextTransformer:
         proj_type="none",
     )
     tower.token_embedding = FactoredEmbedding(vocab_size=CLIP_VOCABULARY, narrow=config.embed_dim, width=config.width)
+    nn.init.normal_(tower.positional_embedding, std=0.1)
     return tower
 
 

@@ -68,8 +68,10 @@ class FactoredEmbedding(nn.Module):
     def __init__(self, *, vocab_size: int, narrow: int, width: int) -> None:
         super().__init__()
         self.table, self.widen = nn.Embedding(vocab_size, narrow), nn.Linear(narrow, width, bias=False)
-        nn.init.normal_(self.table.weight, std=0.02)
-        nn.init.normal_(self.widen.weight, std=1.0)
+        # words start as unit-sized vectors: CLIP's 0.02 is drowned by what the layers add within a few hundred steps,
+        # after which all words without immediate use are one and the same (docs/log.md)
+        nn.init.normal_(self.table.weight, std=0.2)
+        nn.init.normal_(self.widen.weight, std=5 * narrow**-0.5)
 
     def forward(self, token_NT: Tensor) -> Tensor:
         """NTC."""

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from test_layouts import prepared, write_cris
+from test_layouts import prepared, write_cris, write_mdetr
 from test_refer import SIZES, World, draw_pictures, gref_world, ref, world, write_refer
 
 from vlformer_cli.data import prepare
@@ -132,6 +132,9 @@ def test_runs_are_repeatable_to_the_byte(disk: Path, monkeypatch: pytest.MonkeyP
     first = bytes_of(disk.parent / "data" / "a-1")
     run(disk, "a-1", overwrite=True)
     assert bytes_of(disk.parent / "data" / "a-1") == first
+    monkeypatch.chdir(disk.parent)
+    run(disk, "a-1", overwrite=True, source=Path("disk"))
+    assert bytes_of(disk.parent / "data" / "a-1") == first
     monkeypatch.setattr(prepare, "MASKS_CHUNK", 2)
     monkeypatch.setattr(prepare, "IMAGES_CHUNK", 2)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
@@ -176,6 +179,25 @@ def test_progress_is_reported_for_every_stage(disk: Path) -> None:
         ("making", 7, 7),
     ]
     assert calls[0][0].startswith("reading refcoco (unc) as REFER files in detectron2's layout: refs(unc).p in ")
+
+
+def test_a_ref_that_stands_there_twice(disk: Path) -> None:
+    content = world()
+    write_refer(disk / "refcoco", {**content, "refs": [*content["refs"], content["refs"][3]]})
+    words = r"refs\(unc\)\.p entry 7 .*, ref_id 14 has ref_id 14, as .*entry 3 .*: ids must be unique"
+    with pytest.raises(VLFormerError, match=words):
+        run(disk)
+
+
+def test_two_sizes_of_one_picture(tmp_path: Path) -> None:
+    write_mdetr(tmp_path / "disk", world(), with_masks=True)
+    draw_pictures(tmp_path / "disk" / "images", world())
+    path = tmp_path / "disk" / "finetune_refcoco_train.json"
+    document = json.loads(path.read_text())
+    document["images"][-1]["width"] += 1
+    path.write_text(json.dumps(document))
+    with pytest.raises(VLFormerError, match=r"entry 6 .* states another size of .*25\.jpg than .*entry 2 .*: mend one"):
+        run(tmp_path / "disk")
 
 
 def picture(disk: Path, name: str = PICTURE) -> Path:

@@ -87,7 +87,7 @@ def world() -> World:
         annotation(CROWD, 36, 1, crowd, iscrowd=1),
     ]
     refs = [
-        ref(11, "train", BOWL, 9, 51, ("Far right pottery.", "far right pottery"), ("the bowl", "the bowl")),
+        ref(11, "train", BOWL, 9, 51, ("Blue pot, far right.", "blue pot far right"), ("the bowl", "the bowl")),
         ref(12, "val", PERSON_A, 30, 1, ("girl, 12:00", "girl 1200")),
         ref(13, "train", SPLIT_BOWL, 25, 51, ("CUP", "cup"), ("2nd bowl", "second bowl"), ("a bowl ", "a bowl ")),
         ref(14, "testA", PERSON_B, 34, 1, ("señor", "señor")),

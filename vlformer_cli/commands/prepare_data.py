@@ -3,39 +3,57 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from vlformer_cli.commands.common import say
 from vlformer_cli.types import VLFormerError
 
-OFFERED = ("scenes", "custom")
-PLANNED = ("refcoco", "refcoco+", "refcocog", "grefcoco")
+if TYPE_CHECKING:
+    from vlformer_cli.report.progress import StagedProgress
 
 
 def prepare_data(
-    dataset: Annotated[str, typer.Argument(help="scenes (drawn, works offline) or custom (your own pictures).")],
+    dataset: Annotated[
+        str, typer.Argument(help="refcoco, refcoco+, refcocog, grefcoco; scenes (drawn); custom (your own pictures).")
+    ],
     root: Annotated[
         Path | None, typer.Option("--root", help="Where data sets lie. [default: $VLFORMER_DATA or data]")
     ] = None,
     source: Annotated[
-        Path | None, typer.Option("--from", help="custom: the folder with expressions.csv|json|jsonl.")
+        Path | None,
+        typer.Option(
+            "--from", help="What you have already: a folder in any known layout. custom: its expressions file."
+        ),
     ] = None,
     images: Annotated[
         str | None,
-        typer.Option("--images", help="scenes: how many to draw (2000). custom: the folder of the pictures."),
+        typer.Option("--images", help="The folder of the pictures. scenes: how many to draw (2000)."),
     ] = None,
     split_by: Annotated[
-        str | None, typer.Option("--split-by", help="custom: what to call this partition (own).")
+        str | None, typer.Option("--split-by", help="unc, umd, google. custom: what to call this partition (own).")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a data set of that name.")] = False,
+    allow_count_mismatch: Annotated[
+        bool, typer.Option("--allow-count-mismatch", help="For subsets: counts may differ from the published ones.")
+    ] = False,
+    check_images: Annotated[
+        bool, typer.Option("--check-images", help="Decode every picture, not its header alone.")
+    ] = False,
+    exclude_eval_images: Annotated[
+        bool, typer.Option("--exclude-eval-images", help="Leave val and test pictures of all the family out of train.")
+    ] = False,
+    only_needed: Annotated[
+        bool, typer.Option("--only-needed", help="Download only the pictures that the data set asks about.")
+    ] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Open no connection; say what to put where.")] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="scenes: the same seed gives the same bytes.")] = 0,
     size: Annotated[int, typer.Option("--size", min=64, max=1024, help="scenes: the longer side in pixels.")] = 192,
     scenario: Annotated[str, typer.Option("--scenario", help="scenes: mix, or directions (locations only).")] = "mix",
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="scenes: processes. [default: every core]")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a data set of that name.")] = False,
 ) -> None:
     """Make a prepared data set: the one format that train and eval read."""
     from vlformer_cli.data.build import data_root
@@ -47,10 +65,14 @@ def prepare_data(
     elif dataset == "custom":
         directory = root / f"custom-{split_by or 'own'}"
         _custom(directory, source, images, overwrite)
-    elif dataset in PLANNED:
-        raise VLFormerError(f"{dataset} is not supported yet in this version; it can prepare: {', '.join(OFFERED)}")
     else:
-        raise VLFormerError(f"no data set is called {dataset!r}; there are: {', '.join((*OFFERED, *PLANNED))}")
+        checks = {
+            "allow_count_mismatch": allow_count_mismatch,
+            "check_images": check_images,
+            "exclude_eval_images": exclude_eval_images,
+        }
+        wanted = _Family(dataset, split_by, root, source, Path(images) if images else None, only_needed, offline)
+        directory = wanted.prepare(overwrite, checks)
     _report(directory)
 
 
@@ -96,3 +118,49 @@ def _report(directory: Path) -> None:
     for split, counts in read_manifest(directory)["splits"].items():
         counted = ", ".join(f"{counts[what]} {what}" for what in ("images", "refs", "expressions"))
         say(f"{directory} {split}: {counted}")
+
+
+class _Family(NamedTuple):
+    """What was asked for of the RefCOCO family."""
+
+    dataset: str
+    split_by: str | None
+    root: Path
+    source: Path | None
+    images: Path | None
+    only_needed: bool
+    offline: bool
+
+    def prepare(self, overwrite: bool, checks: dict[str, bool]) -> Path:
+        """Gets what is missing, prepares it and says what was found; returns the folder."""
+        from vlformer_cli.data.prepare import prepare_family
+        from vlformer_cli.data.sources.published import resolve_dataset
+        from vlformer_cli.report.progress import StagedProgress
+
+        dataset, split_by = resolve_dataset(self.dataset, self.split_by)
+        directory = self.root / f"{dataset}-{split_by}"
+        if directory.exists() and not overwrite:
+            raise VLFormerError(f"{directory} is there already: use --overwrite to prepare it again")
+        with StagedProgress() as progress:
+            source, images = self._obtain(progress) if self.source is None else (self.source, self.images)
+            manifest = prepare_family(
+                directory, dataset=dataset, split_by=split_by, source=source, images=images, overwrite=overwrite,
+                progress=progress, **checks,
+            )  # fmt: skip
+        say(f"found {manifest['layout']}; pictures in {manifest['image_root']}")
+        if not manifest["counts_as_published"]:
+            say("vlformer: the counts are not the published ones: this is a subset or another release")
+        if "excluded_eval_images" in manifest:
+            out = manifest["excluded_eval_images"]
+            say(f"left out of train: {out['images']} images with {out['refs']} refs, {out['expressions']} expressions")
+        return directory
+
+    def _obtain(self, progress: StagedProgress) -> tuple[Path, Path]:
+        from vlformer_cli.data.family import obtain
+
+        got = obtain(
+            self.dataset, self.split_by, self.root / "downloads",
+            images=self.images, only_needed=self.only_needed, offline=self.offline,
+            progress=lambda done, total: progress.bytes("downloading", done, total), report=say,
+        )  # fmt: skip
+        return got.source, got.images

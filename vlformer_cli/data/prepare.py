@@ -70,7 +70,8 @@ def prepare_family(
         writer.manifest["counts_as_published"] = _as_published(found, splits, allow_count_mismatch)
         image_root = _image_root(found, images, splits)
         if exclude_eval_images:
-            eval_images = _eval_images(find_sources(source, dataset), say)
+            others = [other for other in find_sources(source, dataset) if other != found]
+            eval_images = _eval_images([(found, splits), *((other, read_splits(other, say)) for other in others)])
             writer.manifest["excluded_eval_images"] = _exclude(splits, eval_images)
         sizes = _check_pictures(image_root, splits, check_images, say)
         with closing(_make_all(splits, sizes, say)) as refs:
@@ -127,11 +128,11 @@ def _image_root(found: Source, images: Path | None, splits: Splits) -> Path:
     return max(folders, key=lambda folder: sum((folder / image).is_file() for image in sample))
 
 
-def _eval_images(sources: Iterable[Source], say: Progress) -> dict[str, set[str]]:
+def _eval_images(sources: Iterable[tuple[Source, Splits]]) -> dict[str, set[str]]:
     """The names of the pictures of each val and test split, by data set, partition and split."""
     names: dict[str, set[str]] = {}
-    for source in sources:
-        for split, refs in read_splits(source, say).items():
+    for source, splits in sources:
+        for split, refs in splits.items():
             if split.startswith(("val", "test")):
                 of_split = names.setdefault(f"{source.dataset}-{source.split_by}/{split}", set())
                 of_split.update(PurePosixPath(ref.image).name for ref in refs)

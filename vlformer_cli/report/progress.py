@@ -15,7 +15,8 @@ PLAIN_SECONDS = 15.0  # between plain lines
 class ProgressLine:
     """`with ProgressLine("evaluating", total) as line: line.update(done, "mIoU 71.2")`."""
 
-    def __init__(self, title: str, total: int, start: int = 0) -> None:
+    def __init__(self, title: str, total: int | None, start: int = 0) -> None:
+        """`total` None: not known."""
         self.title, self.total, self.start = title, total, start
         self._live = sys.stderr.isatty()
         self._began = self._last_line = time.monotonic()
@@ -43,8 +44,46 @@ class ProgressLine:
         """`done` of the total, and a few words on how it goes."""
         self._bar.update(self._task, completed=done, note=note)
         now = time.monotonic()
-        if not self._live and (done >= self.total or now - self._last_line >= PLAIN_SECONDS):
+        is_last = self.total is not None and done >= self.total
+        if not self._live and (is_last or now - self._last_line >= PLAIN_SECONDS):
             self._last_line = now
-            rate = (done - self.start) / max(now - self._began, 1e-9)
-            left = (self.total - done) / rate if rate else float("inf")
-            print(f"{self.title} {done}/{self.total}, {left:.0f} s left {note}".rstrip(), file=sys.stderr, flush=True)
+            print(f"{self.title} {self._plain(done, now)} {note}".rstrip(), file=sys.stderr, flush=True)
+
+    def _plain(self, done: int, now: float) -> str:
+        if self.total is None:
+            return str(done)
+        rate = (done - self.start) / max(now - self._began, 1e-9)
+        left = f", {(self.total - done) / rate:.0f} s left" if rate else ""
+        return f"{done}/{self.total}{left}"
+
+
+class StagedProgress:
+    """Progress of work in stages: `progress("making masks", done, total)`; a new name begins a new line."""
+
+    def __init__(self) -> None:
+        self._line: ProgressLine | None = None
+        self._stage, self._done = "", 0
+
+    def __enter__(self) -> StagedProgress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._end()
+
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
+        """`done` smaller than before begins a new line as well."""
+        if self._line is None or stage != self._stage or done < self._done:
+            self._end()
+            self._line = ProgressLine(stage, total, start=done).__enter__()
+            self._stage = stage
+        self._done = done
+        self._line.update(done)
+
+    def bytes(self, stage: str, done: int, total: int | None) -> None:
+        """The same for bytes, shown in MiB."""
+        self(f"{stage} (MiB)", done >> 20, None if total is None else -(-total >> 20))
+
+    def _end(self) -> None:
+        if self._line is not None:
+            self._line.__exit__(None, None, None)
+            self._line = None

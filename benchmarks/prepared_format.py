@@ -93,9 +93,8 @@ def measure(folder: Path, refs: int, reads: int, workers: int) -> None:
     print(f"open: {timed(lambda: PreparedSplit(folder, 'train'), 51):.2f} ms (median of 51)")
     print(f"a random ref: {timed(lambda: split.ref(int(rng.integers(refs))), reads):.3f} ms (median of {reads})")
     print(f"a random sample: {timed(lambda: split.sample(int(rng.integers(len(split)))), reads):.3f} ms")
-    print(
-        f"all of a random image: {timed(lambda: split.image_samples(int(rng.integers(split.num_images))), reads):.3f} ms"
-    )
+    of_image = timed(lambda: split.image_samples(int(rng.integers(split.num_images))), reads)
+    print(f"all samples of a random image: {of_image:.3f} ms")
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         found = pool.starmap(work, [(folder, seed, reads) for seed in range(workers)], chunksize=1)
     for name in ("resident", "unique"):

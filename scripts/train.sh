@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains the embedded model anew: draws its data, trains (or goes on with) configs/tiny.yaml, evaluates on unseen scenes.
+# Trains vlformer-tiny from nothing (the embedded model came of two such runs, see docs/log.md): draws its data, trains (or goes on with) configs/tiny.yaml, evaluates on unseen scenes.
 # Hours on two cores; interrupt it at any time and run it again. To ship the result: cp runs/vlformer-tiny/model.safetensors
 # vlformer_cli/assets/vlformer-tiny.safetensors
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"

@@ -883,11 +883,13 @@ def test_the_hub_tells_the_sha256(hub: Server, tmp_path: Path, waits: Waits) -> 
     ],
 )
 def test_listings_that_are_not_right(hub: Server, tmp_path: Path, listing: Any, words: str) -> None:
-    del hub.files["/refcoco.zip"]
+    archived = hub.files.pop("/refcoco.zip")
     hub.files["/api/datasets/who/refs/tree/main?recursive=true"] = json.dumps(listing).encode()
     with pytest.raises(VLFormerError, match=words):
         fetch_annotations("refcoco", "unc", tmp_path / "in")
     assert not list(tmp_path.rglob("evil*"))
+    hub.files["/refcoco.zip"] = archived
+    assert fetch_annotations("refcoco", "unc", tmp_path / "in").place.layout == "refer"
 
 
 def test_places_without_the_training_split_have_to_be_asked_for(hub: Server, tmp_path: Path) -> None:

@@ -368,7 +368,7 @@ def test_random_damage_is_a_clear_error_or_harmless(tmp_path: Path, kind: str) -
         data = data[: 512 * 8]
     dice, failed = random.Random(5), 0
     (tmp_path / "in").mkdir()
-    for round in range(150):
+    for round in range(80):
         archive.write_bytes(flip_some(data, dice))
         folder = tmp_path / "in" / str(round)
         try:
@@ -377,7 +377,7 @@ def test_random_damage_is_a_clear_error_or_harmless(tmp_path: Path, kind: str) -
             failed += 1
             assert not folder.exists()
         assert sorted(p.name for p in tmp_path.iterdir()) == [archive.name, "in"]
-    assert failed > 50
+    assert failed > 25
     assert not [p for p in (tmp_path / "in").rglob("*") if p.is_symlink() or ".partial" in p.name]
 
 

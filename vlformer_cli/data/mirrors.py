@@ -137,8 +137,7 @@ def fetch_annotations(
         raise VLFormerError(f"no place is known that has {dataset} split by {split_by}: give its folder with --from")
     get = partial(fetch, progress=progress, report=report, patience=patience, free=free)
     for place in places:
-        files = _known_files(dataset, place, folder)
-        if files and all((folder / file.path).is_file() for file in files):
+        if files := _files_there(dataset, place, folder):
             return _get_all(place, files, folder, pins or {}, partial(get, offline=True))
     if offline:
         raise VLFormerError(f"offline, and {_what_is_missing(dataset, places, folder)}")
@@ -171,6 +170,15 @@ def _what_is_missing(dataset: str, places: Sequence[Place], folder: Path) -> str
         for place in places
     ]
     return f"{folder} holds no annotations of {dataset}: put there {', or '.join(ways)}"
+
+
+def _files_there(dataset: str, place: Place, folder: Path) -> list[HubFile]:
+    """What a place offers, if all of it is on the disk."""
+    try:
+        files = _known_files(dataset, place, folder)
+    except UnreachableError:  # an unusable listing, from a server that was not itself
+        return []
+    return files if all((folder / file.path).is_file() for file in files) else []
 
 
 def _known_files(dataset: str, place: Place, folder: Path) -> list[HubFile]:

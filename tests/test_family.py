@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import shutil
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -106,6 +108,25 @@ def test_downloaded_is_as_from_a_folder(
     assert run("prepare-data", "refcoco", *options, "--overwrite", "--offline") == 0
     assert len(mirror.asked) == asked  # everything was there
     assert json.loads(Path("data/refcoco-unc/manifest.json").read_text())["sources"]
+
+
+def test_what_was_parsed_once_is_pinned(
+    run: Any, mirror: Server, disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another archive under the same name is refused from then on, and what was prepared stays."""
+    words = ["prepare-data", "refcoco", "--allow-count-mismatch", "--only-needed", "--overwrite"]
+    assert run(*words) == 0
+    pins = json.loads(Path("data/downloads/pins.json").read_text())
+    assert pins == {"refcoco.zip": hashlib.sha256(mirror.files["/refcoco.zip"]).hexdigest()}  # type: ignore[arg-type]
+    before = Path("data/refcoco-unc/train.jsonl").read_bytes()
+    Path("data/downloads/refcoco.zip").unlink()
+    shutil.rmtree("data/downloads/refcoco")
+    mirror.files["/refcoco.zip"] = zipped(disk / "coco/train2014", "refcoco")
+    capsys.readouterr()
+    assert run(*words) == 1
+    assert pins["refcoco.zip"][:8] in capsys.readouterr().err
+    assert Path("data/refcoco-unc/train.jsonl").read_bytes() == before
+    assert not Path("data/downloads/refcoco").exists()
 
 
 def test_offline_says_what_to_put_where(run: Any, mirror: Server, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from vlformer_cli.commands.common import say
 from vlformer_cli.types import VLFormerError
 
 if TYPE_CHECKING:
+    from vlformer_cli.data.family import Obtained
     from vlformer_cli.report.progress import StagedProgress
 
 
@@ -142,11 +143,15 @@ class _Family(NamedTuple):
         if directory.exists() and not overwrite:
             raise VLFormerError(f"{directory} is there already: use --overwrite to prepare it again")
         with StagedProgress() as progress:
-            source, images = self._obtain(progress) if self.source is None else (self.source, self.images)
+            got = self._obtain(progress) if self.source is None else None
+            source, images = (got.source, got.images) if got else (self.source, self.images)
+            assert source is not None
             manifest = prepare_family(
                 directory, dataset=dataset, split_by=split_by, source=source, images=images, overwrite=overwrite,
                 progress=progress, **checks,
             )  # fmt: skip
+        if got:
+            self._pin(got)
         say(f"found {manifest['layout']}; pictures in {manifest['image_root']}")
         if not manifest["counts_as_published"]:
             say("vlformer: the counts are not the published ones: this is a subset or another release")
@@ -155,12 +160,16 @@ class _Family(NamedTuple):
             say(f"left out of train: {out['images']} images with {out['refs']} refs, {out['expressions']} expressions")
         return directory
 
-    def _obtain(self, progress: StagedProgress) -> tuple[Path, Path]:
+    def _obtain(self, progress: StagedProgress) -> Obtained:
         from vlformer_cli.data.family import obtain
 
-        got = obtain(
+        return obtain(
             self.dataset, self.split_by, self.root / "downloads",
             images=self.images, only_needed=self.only_needed, offline=self.offline,
             progress=lambda done, total: progress.bytes("downloading", done, total), report=say,
         )  # fmt: skip
-        return got.source, got.images
+
+    def _pin(self, got: Obtained) -> None:
+        from vlformer_cli.data.family import pin
+
+        pin(self.root / "downloads", got.sha256)

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from vlformer_cli.data.flip import mirror_group
 from vlformer_cli.data.images import read_image
-from vlformer_cli.data.mirror import mirror_group
 from vlformer_cli.data.rle import decode_rle
 from vlformer_cli.data.store import PreparedSplit
 from vlformer_cli.data.tokenize import tokenize

@@ -63,6 +63,7 @@ class StagedProgress:
     def __init__(self) -> None:
         self._line: ProgressLine | None = None
         self._stage, self._done = "", 0
+        self._byte_clock, self._first_byte = 0.0, 0
 
     def __enter__(self) -> StagedProgress:
         return self
@@ -70,18 +71,22 @@ class StagedProgress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._end()
 
-    def __call__(self, stage: str, done: int, total: int | None) -> None:
+    def __call__(self, stage: str, done: int, total: int | None, note: str = "") -> None:
         """`done` smaller than before begins a new line as well."""
         if self._line is None or stage != self._stage or done < self._done:
             self._end()
             self._line = ProgressLine(stage, total, start=done).__enter__()
             self._stage = stage
         self._done = done
-        self._line.update(done)
+        self._line.update(done, note)
 
     def bytes(self, stage: str, done: int, total: int | None) -> None:
-        """The same for bytes, shown in MiB."""
-        self(f"{stage} (MiB)", done >> 20, None if total is None else -(-total >> 20))
+        """The same for bytes, shown in MiB, with their rate."""
+        now = time.monotonic()
+        if self._line is None or not self._stage.startswith(stage) or done < self._first_byte:
+            self._byte_clock, self._first_byte = now, done
+        rate = (done - self._first_byte) / max(now - self._byte_clock, 1e-3) / 2**20
+        self(f"{stage} (MiB)", done >> 20, None if total is None else -(-total >> 20), f"{rate:.1f} MiB/s")
 
     def _end(self) -> None:
         if self._line is not None:

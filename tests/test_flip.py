@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vlformer_cli.data.dataset import TrainingBatches, WeightedSplit
-from vlformer_cli.data.mirror import SWAPS, mirror_group, mirrored
+from vlformer_cli.data.flip import SWAPS, mirror_group, mirrored
 from vlformer_cli.data.scenes.generate import generate_scenes
 from vlformer_cli.data.store import PreparedSplit
 from vlformer_cli.data.transforms import Augmentation

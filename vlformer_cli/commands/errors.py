@@ -40,15 +40,15 @@ def run(app: Callable[[], object]) -> int:
 
 
 def fail(message: str) -> int:
-    """Prints one line and returns exit code 1."""
-    print(f"vlformer: {' '.join(message.split())}", file=sys.stderr)
+    """Prints the message, one line but for the tables that an error of ours may hold, and returns exit code 1."""
+    print(f"vlformer: {message}", file=sys.stderr)
     return 1
 
 
 def _message(error: Exception) -> str:
     if isinstance(error, VLFormerError):
         return str(error)
-    text = str(error)
+    text = " ".join(str(error).split())
     if isinstance(error, ImportError):
         for library, package in LIBRARY_PACKAGES.items():
             if library in text:

@@ -72,7 +72,8 @@ def _fill(model: VLFormer, state: dict[str, torch.Tensor], path: Path) -> None:
     try:
         model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
     except RuntimeError as error:
-        raise VLFormerError(f"the weights in {path} do not fit this version's model: {error}") from error
+        what = " ".join(str(error).split())[:300]
+        raise VLFormerError(f"the weights in {path} do not fit this version's model: {what}") from error
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

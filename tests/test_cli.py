@@ -181,6 +181,17 @@ def test_eval_prints_a_table_that_fits_a_terminal(
     assert rows[2].split()[3] == f"{100 * document['by_kind']['location']['oiou']:.2f}"
 
 
+def test_eval_of_expressions_that_mean_nothing_has_dashes(
+    run: Any, small_weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("prepare-data", "custom", "--from", Path(__file__).parents[1] / "examples/custom") == 0
+    assert run("eval", "--dataset", "custom", "--weights", small_weights) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[3:]]
+    assert [row[0] for row in rows] == ["all", "attribute", "location", "nothing"]
+    assert [row.count("-") for row in rows] == [0, 0, 0, 6]
+    assert {len(row) for row in rows} == {11}
+
+
 def test_eval_leaves_out_a_picture_that_cannot_be_read(
     run: Any, small_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

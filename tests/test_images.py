@@ -209,3 +209,9 @@ def test_masks(tmp_path: Path) -> None:
     for path in (save(grey, tmp_path / "a.jpg"), save(noise(channels=4), tmp_path / "alpha.png")):
         with pytest.raises(VLFormerError, match="save masks as 8-bit grey PNG"):
             read_mask(path)
+
+
+def test_a_path_may_be_text(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 3), (10, 20, 30)).save(tmp_path / "a.png")
+    assert read_image(str(tmp_path / "a.png")).tolist() == [[[10, 20, 30]] * 4] * 3
+    assert image_size(str(tmp_path / "a.png")) == (3, 4)

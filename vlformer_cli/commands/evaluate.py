@@ -68,14 +68,21 @@ def describe_weights(loaded: Any) -> dict[str, Any]:
 def print_table(found: Evaluation, model: str, weights: str) -> None:
     """The metrics as a table of 79 columns, in percent, with the names of metric, data, split and weights."""
     print(f"{found.data}, {model} ({weights})\nin percent; Pr@X: IoU > X; best: of the Q queries, not the chosen one")
-    shares = [f"Pr@.{x}" for x in range(5, 10)]
+    from vlformer_cli.metrics import THRESHOLDS
+
+    shares = [f"Pr@{x}".replace("0.", ".") for x in THRESHOLDS]
     print(_line("samples", "count", "mIoU", "oIoU", *shares, "best:", "mIoU", "Pr@.5"))
     rows = [("all", found.summary, found.best_of_q)]
     rows += [(kind, summary, found.best_of_q_by_kind[kind]) for kind, summary in found.by_kind.items()]
     for name, one, best in rows:
-        own, of_q = [one.miou, one.oiou, *one.precision.values()], [best.miou, *list(best.precision.values())[:1]]
-        cells = [f"{100 * share:.2f}" for share in own], [f"{100 * share:.2f}" for share in of_q]
+        own = [one.miou, one.oiou, *(one.precision.get(x) for x in THRESHOLDS)]
+        cells = [_percent(share) for share in own], [_percent(best.miou), _percent(best.precision.get(THRESHOLDS[0]))]
         print(_line(name, str(one.count), *cells[0], "", *cells[1]), flush=True)
+
+
+def _percent(share: float | None) -> str:
+    """A dash where a metric does not apply, as Pr@X where every sample is a no-target one."""
+    return "-" if share is None else f"{100 * share:.2f}"[:5]  # 100.0 and not 100.00, for the column's sake
 
 
 def _line(name: str, count: str, *cells: str) -> str:

@@ -38,21 +38,21 @@ _EXIF_ORIENTATION = 0x0112
 _SWAPS_SIDES = (5, 6, 7, 8)
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
+def read_image(path: Path | str) -> NDArray[np.uint8]:
     """The picture in `path` as HW3 RGB, EXIF orientation applied; of several frames, the first.
 
     Grey and palette pictures are spread to RGB, transparent ones laid over white, CMYK is converted without a colour
     profile, and 16-bit grey is scaled by 1/257. Float and 32-bit pictures have no defined range and are refused.
     Raises VLFormerError, with path and remedy, for whatever cannot be read whole or has over `MAX_PIXELS` pixels.
     """
-    with _opened(path) as image:
+    with _opened(Path(path)) as image:
         image.load()
         return np.array(_turned(_to_rgb(image), _orientation(image)))
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path | str) -> tuple[int, int]:
     """Height and width that `read_image` would return, mostly from the file's header alone; raises VLFormerError."""
-    with _opened(path) as image:
+    with _opened(Path(path)) as image:
         if image.format == "TIFF":
             image.load()  # Pillow turns TIFFs itself, but depending on its version only when their pixels are loaded
         width, height = image.size

@@ -130,6 +130,12 @@ def test_what_was_parsed_once_is_pinned(
     assert not Path("data/downloads/refcoco").exists()
 
 
+def test_pictures_are_fetched_only_once_the_annotations_are_right(run: Any, mirror: Server) -> None:
+    assert run("prepare-data", "refcoco") == 1  # the counts are not the published ones
+    assert [asked.path for asked in mirror.asked] == ["/refcoco.zip"]
+    assert not Path("data/downloads/train2014").exists()
+
+
 def test_offline_says_what_to_put_where(run: Any, mirror: Server, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("prepare-data", "refcoco", "--offline") == 1
     (line,) = capsys.readouterr().err.splitlines()

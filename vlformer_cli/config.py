@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from vlformer_cli.types import VLFormerError
+from vlformer_cli.types import VLFormerError, one_line
 
 T = TypeVar("T")
 
@@ -218,7 +218,7 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise VLFormerError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise VLFormerError(f"{path} is not YAML: {one_line(error)}") from error
     if not isinstance(tree, dict):
         raise VLFormerError(f"{path} holds no fields: start from one of configs/*.yaml")
     for override in overrides:

@@ -19,6 +19,15 @@ class VLFormerError(ValueError):
     """What a user can cause and mend: the message names the value that was wrong and the remedy."""
 
 
+def one_line(error: BaseException) -> str:
+    """What an exception of another library says, without its line breaks.
+
+    >>> one_line(RuntimeError("size mismatch:\\n\\tcopying"))
+    'size mismatch: copying'
+    """
+    return " ".join(str(error).split())
+
+
 class RLE(TypedDict):
     """A mask in COCO's compressed run-length encoding."""
 
@@ -91,7 +100,7 @@ class Batch:
     """B pictures padded to one canvas and the N expressions that ask about them."""
 
     images: Tensor
-    """BCHW float32, normalised; padding on the right and at the bottom is zero."""
+    """BCHW uint8, RGB 0..255 as the backbone takes them; padding on the right and at the bottom is zero."""
     pixel_valid: Tensor
     """BHW bool, True on the picture, False on padding."""
     tokens: Tensor

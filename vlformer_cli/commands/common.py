@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 Weights = Annotated[
     Path | None, typer.Option("--weights", "-w", help="A .safetensors file. [default: the embedded model]")
 ]
+Data = Annotated[Path | None, typer.Option("--data", help="The folder of a prepared data set.")]
+Dataset = Annotated[str | None, typer.Option("--dataset", help="Or its name below the data root, e.g. refcoco.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: one per usable core.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]

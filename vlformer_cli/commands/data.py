@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlformer_cli.commands.common import Json, print_json, say
+from vlformer_cli.commands.common import Data, Dataset, Json, print_json, say
 
 if TYPE_CHECKING:
     from vlformer_cli.data.store import PreparedSplit
 
 data = typer.Typer(no_args_is_help=True, help="Look at a prepared data set: stats, check, show.")
 
-Data = Annotated[Path | None, typer.Option("--data", help="The folder of a prepared data set.")]
-Dataset = Annotated[str | None, typer.Option("--dataset", help="Or its name below the data root, e.g. refcoco.")]
 Split = Annotated[str | None, typer.Option("--split", help="One split. [default: all of them]")]
 
 

@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from vlformer_cli.types import VLFormerError
+from vlformer_cli.types import VLFormerError, one_line
 
 DEBUG_VARIABLE = "VLFORMER_DEBUG"
 HEADLESS = "pip uninstall opencv-python, then pip install opencv-python-headless"
@@ -48,7 +48,7 @@ def fail(message: str) -> int:
 def _message(error: Exception) -> str:
     if isinstance(error, VLFormerError):
         return str(error)
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if isinstance(error, ImportError):
         for library, package in LIBRARY_PACKAGES.items():
             if library in text:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlformer_cli.commands.common import Device, Json, Threads, Weights, load_model, print_json, say
+from vlformer_cli.commands.common import Data, Dataset, Device, Json, Threads, Weights, load_model, print_json, say
 
 if TYPE_CHECKING:
     from vlformer_cli.engine.evaluate import Evaluation
@@ -16,10 +16,8 @@ if TYPE_CHECKING:
 
 def evaluate(
     weights: Weights = None,
-    data: Annotated[Path | None, typer.Option("--data", help="The folder of a prepared data set.")] = None,
-    dataset: Annotated[
-        str | None, typer.Option("--dataset", help="Or its name below the data root, e.g. refcoco.")
-    ] = None,
+    data: Data = None,
+    dataset: Dataset = None,
     split: Annotated[str, typer.Option("--split", help="val, testA, testB, test, train.")] = "val",
     limit: Annotated[int, typer.Option("--limit", min=0, help="Only the first so many samples; 0: all.")] = 0,
     output: Annotated[
@@ -67,9 +65,9 @@ def describe_weights(loaded: Any) -> dict[str, Any]:
 
 def print_table(found: Evaluation, model: str, weights: str) -> None:
     """The metrics as a table of 79 columns, in percent, with the names of metric, data, split and weights."""
-    print(f"{found.data}, {model} ({weights})\nin percent; Pr@X: IoU > X; best: of the Q queries, not the chosen one")
     from vlformer_cli.metrics import THRESHOLDS
 
+    print(f"{found.data}, {model} ({weights})\nin percent; Pr@X: IoU > X; best: of the Q queries, not the chosen one")
     shares = [f"Pr@{x}".replace("0.", ".") for x in THRESHOLDS]
     print(_line("samples", "count", "mIoU", "oIoU", *shares, "best:", "mIoU", "Pr@.5"))
     rows = [("all", found.summary, found.best_of_q)]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from vlformer_cli.commands.common import say
 from vlformer_cli.types import VLFormerError
-
-if TYPE_CHECKING:
-    from vlformer_cli.data.family import Obtained
-    from vlformer_cli.report.progress import StagedProgress
 
 
 def prepare_data(
@@ -134,42 +131,46 @@ class _Family(NamedTuple):
 
     def prepare(self, overwrite: bool, checks: dict[str, bool]) -> Path:
         """Gets what is missing, prepares it and says what was found; returns the folder."""
-        from vlformer_cli.data.prepare import prepare_family
+        from vlformer_cli.data.family import get_annotations, get_pictures, pin
+        from vlformer_cli.data.prepare import Pictures, prepare_family
         from vlformer_cli.data.sources.published import resolve_dataset
+        from vlformer_cli.data.store import refuse_existing
         from vlformer_cli.report.progress import StagedProgress
 
         dataset, split_by = resolve_dataset(self.dataset, self.split_by)
-        directory = self.root / f"{dataset}-{split_by}"
-        if directory.exists() and not overwrite:
-            raise VLFormerError(f"{directory} is there already: use --overwrite to prepare it again")
+        directory, downloads = self.root / f"{dataset}-{split_by}", self.root / "downloads"
+        refuse_existing(directory, overwrite)  # before anything is downloaded
+        source, fetched = self.source, dict[str, str]()
+        pictures: Path | Pictures | None = self.images
         with StagedProgress() as progress:
-            got = self._obtain(progress) if self.source is None else None
-            source, images = (got.source, got.images) if got else (self.source, self.images)
-            assert source is not None
+            count = partial(progress.bytes, "downloading")
+            if source is None:
+                source, fetched = get_annotations(
+                    dataset, split_by, downloads, offline=self.offline, progress=count, report=say
+                )
+                pictures = self.images or partial(
+                    get_pictures,
+                    downloads,
+                    only_needed=self.only_needed,
+                    offline=self.offline,
+                    progress=count,
+                    report=say,
+                )
             manifest = prepare_family(
-                directory, dataset=dataset, split_by=split_by, source=source, images=images, overwrite=overwrite,
+                directory, dataset=dataset, split_by=split_by, source=source, images=pictures, overwrite=overwrite,
                 progress=progress, **checks,
             )  # fmt: skip
-        if got:
-            self._pin(got)
-        say(f"found {manifest['layout']}; pictures in {manifest['image_root']}")
-        if not manifest["counts_as_published"]:
-            say("vlformer: the counts are not the published ones: this is a subset or another release")
-        if "excluded_eval_images" in manifest:
-            out = manifest["excluded_eval_images"]
-            say(f"left out of train: {out['images']} images with {out['refs']} refs, {out['expressions']} expressions")
+        if fetched:
+            pin(downloads, fetched)
+        _tell(manifest)
         return directory
 
-    def _obtain(self, progress: StagedProgress) -> Obtained:
-        from vlformer_cli.data.family import obtain
 
-        return obtain(
-            self.dataset, self.split_by, self.root / "downloads",
-            images=self.images, only_needed=self.only_needed, offline=self.offline,
-            progress=lambda done, total: progress.bytes("downloading", done, total), report=say,
-        )  # fmt: skip
-
-    def _pin(self, got: Obtained) -> None:
-        from vlformer_cli.data.family import pin
-
-        pin(self.root / "downloads", got.sha256)
+def _tell(manifest: dict[str, Any]) -> None:
+    """What was found, and what a user should know of it."""
+    say(f"found {manifest['layout']}; pictures in {manifest['image_root']}")
+    if not manifest["counts_as_published"]:
+        say("vlformer: the counts are not the published ones: this is a subset or another release")
+    if "excluded_eval_images" in manifest:
+        out = manifest["excluded_eval_images"]
+        say(f"left out of train: {out['images']} images with {out['refs']} refs, {out['expressions']} expressions")

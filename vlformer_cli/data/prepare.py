@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import closing
 from functools import partial
 from itertools import islice
@@ -14,13 +14,15 @@ from typing import Any, NamedTuple
 
 from vlformer_cli.data.images import image_size, read_image, read_mask
 from vlformer_cli.data.rle import encode_mask, polygons_to_rle, rle_area, rle_bbox, union_rle
-from vlformer_cli.data.scenes.workers import run_chunks
 from vlformer_cli.data.sources.detect import SPLITS, Source, find_source, find_sources, read_source
 from vlformer_cli.data.sources.published import Counts, check_counts, resolve_dataset
 from vlformer_cli.data.sources.refer import SourceRef, check_unique
 from vlformer_cli.data.store import PreparedWriter, file_sha256
+from vlformer_cli.data.workers import run_chunks
 from vlformer_cli.types import RLE, Ref, VLFormerError
 
+Pictures = Callable[[Collection[str]], Path]
+"""Gets the pictures of these names and returns their folder."""
 Progress = Callable[[str, int, int], None]
 """What is being done, how much of it is done, of how much."""
 Size = tuple[int, int]
@@ -49,7 +51,7 @@ def prepare_family(
     dataset: str,
     split_by: str | None = None,
     source: Path,
-    images: Path | None = None,
+    images: Path | Pictures | None = None,
     allow_count_mismatch: bool = False,
     check_images: bool = False,
     exclude_eval_images: bool = False,
@@ -58,9 +60,10 @@ def prepare_family(
 ) -> dict[str, Any]:
     """Prepares `dataset` (or an alias) in `directory` from the annotations below `source`; returns the manifest.
 
-    The pictures stay where they are: in `images`, or where the layout has them. Their headers are read; with
-    `check_images` they are decoded. `exclude_eval_images` takes out of `train` whatever picture is in a val or test
-    split of the family below `source`. Raises VLFormerError for what is wrong, and then leaves nothing behind.
+    The pictures stay where they are: in `images`, or where the layout has them; or `images` is what gets them, which is
+    called once the annotations have been read and counted. Their headers are read; with `check_images` they are decoded.
+    `exclude_eval_images` takes out of `train` whatever picture is in a val or test split of the family below `source`.
+    Raises VLFormerError for what is wrong, and then leaves nothing behind.
     """
     say = progress or (lambda what, done, total: None)
     dataset, split_by = resolve_dataset(dataset, split_by)
@@ -114,8 +117,10 @@ def _as_published(found: Source, splits: Splits, allow_mismatch: bool) -> bool:
     return True
 
 
-def _image_root(found: Source, images: Path | None, splits: Splits) -> Path:
+def _image_root(found: Source, images: Path | Pictures | None, splits: Splits) -> Path:
     """The folder of pictures: the one that is named, or of the layout's the one that holds the most of a sample."""
+    if callable(images):
+        return images(sorted({ref.image for refs in splits.values() for ref in refs}))
     if images is not None:
         if not images.is_dir():
             raise VLFormerError(f"{images} is not a folder: give --images the folder of COCO's train2014 pictures")

@@ -42,8 +42,7 @@ class PreparedWriter:
 
     def __init__(self, directory: Path, *, dataset: str, split_by: str, overwrite: bool = False) -> None:
         """Raises VLFormerError if `directory` is there already and `overwrite` is False."""
-        if directory.exists() and not overwrite:
-            raise VLFormerError(f"{directory} is there already: use --overwrite to prepare it again")
+        refuse_existing(directory, overwrite)
         self.directory = directory
         self.manifest: dict[str, Any] = {
             "dataset": dataset,
@@ -95,6 +94,12 @@ class PreparedWriter:
             shutil.rmtree(discarded)
         else:
             self.folder.replace(self.directory)
+
+
+def refuse_existing(directory: Path, overwrite: bool) -> None:
+    """Raises VLFormerError if `directory` is there already and may not be overwritten."""
+    if directory.exists() and not overwrite:
+        raise VLFormerError(f"{directory} is there already: use --overwrite to prepare it again")
 
 
 class PreparedSplit:

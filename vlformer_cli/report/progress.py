@@ -47,12 +47,16 @@ class ProgressLine:
         is_last = self.total is not None and done >= self.total
         if not self._live and (is_last or now - self._last_line >= PLAIN_SECONDS):
             self._last_line = now
-            print(f"{self.title} {self._plain(done, now)} {note}".rstrip(), file=sys.stderr, flush=True)
+            print(f"{self.title} {self._plain(done)} {note}".rstrip(), file=sys.stderr, flush=True)
 
-    def _plain(self, done: int, now: float) -> str:
+    def rate(self, done: int) -> float:
+        """Of the total, a second, since this line began."""
+        return (done - self.start) / max(time.monotonic() - self._began, 1e-9)
+
+    def _plain(self, done: int) -> str:
         if self.total is None:
             return str(done)
-        rate = (done - self.start) / max(now - self._began, 1e-9)
+        rate = self.rate(done)
         left = f", {(self.total - done) / rate:.0f} s left" if rate else ""
         return f"{done}/{self.total}{left}"
 
@@ -63,7 +67,6 @@ class StagedProgress:
     def __init__(self) -> None:
         self._line: ProgressLine | None = None
         self._stage, self._done = "", 0
-        self._byte_clock, self._first_byte = 0.0, 0
 
     def __enter__(self) -> StagedProgress:
         return self
@@ -71,22 +74,18 @@ class StagedProgress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._end()
 
-    def __call__(self, stage: str, done: int, total: int | None, note: str = "") -> None:
-        """`done` smaller than before begins a new line as well."""
+    def __call__(self, stage: str, done: int, total: int | None, unit: str = "") -> None:
+        """`done` smaller than before begins a new line as well; with a `unit` the rate is shown."""
         if self._line is None or stage != self._stage or done < self._done:
             self._end()
             self._line = ProgressLine(stage, total, start=done).__enter__()
             self._stage = stage
         self._done = done
-        self._line.update(done, note)
+        self._line.update(done, f"{self._line.rate(done):.1f} {unit}/s" if unit else "")
 
     def bytes(self, stage: str, done: int, total: int | None) -> None:
         """The same for bytes, shown in MiB, with their rate."""
-        now = time.monotonic()
-        if self._line is None or not self._stage.startswith(stage) or done < self._first_byte:
-            self._byte_clock, self._first_byte = now, done
-        rate = (done - self._first_byte) / max(now - self._byte_clock, 1e-3) / 2**20
-        self(f"{stage} (MiB)", done >> 20, None if total is None else -(-total >> 20), f"{rate:.1f} MiB/s")
+        self(f"{stage} (MiB)", done >> 20, None if total is None else -(-total >> 20), "MiB")
 
     def _end(self) -> None:
         if self._line is not None:

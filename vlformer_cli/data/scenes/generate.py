@@ -22,8 +22,8 @@ from vlformer_cli.data.scenes.paint import paint
 from vlformer_cli.data.scenes.plan import plan
 from vlformer_cli.data.scenes.render import Labels, Sprite, describe, shrink, sprite, stack
 from vlformer_cli.data.scenes.shapes import coin
-from vlformer_cli.data.scenes.workers import run_chunks
 from vlformer_cli.data.store import PreparedWriter
+from vlformer_cli.data.workers import run_chunks
 from vlformer_cli.types import Ref, VLFormerError
 
 FEWEST_OBJECTS = {"mix": 3, "directions": 2}

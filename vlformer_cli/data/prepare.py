@@ -61,7 +61,7 @@ def prepare_family(
     """Prepares `dataset` (or an alias) in `directory` from the annotations below `source`; returns the manifest.
 
     The pictures stay where they are: in `images`, or where the layout has them; or `images` is what gets them, which is
-    called once the annotations have been read and counted. Their headers are read; with `check_images` they are decoded.
+    called once the annotations have been read and counted. Their headers are read; `check_images` decodes them.
     `exclude_eval_images` takes out of `train` whatever picture is in a val or test split of the family below `source`.
     Raises VLFormerError for what is wrong, and then leaves nothing behind.
     """

@@ -12,6 +12,7 @@ from small_model import SMALL
 
 from vlformer_cli.app import app
 from vlformer_cli.commands import errors
+from vlformer_cli.config import Config, DataConfig, DataSource, LossConfig, TrainConfig
 from vlformer_cli.data.scenes.generate import generate_scenes
 from vlformer_cli.engine.checkpoint import save_weights
 from vlformer_cli.model.build import build_model
@@ -32,6 +33,26 @@ def small_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "scenes-seed7"
     generate_scenes(path, images=40, seed=7, size=96, workers=1)
     return path
+
+
+@pytest.fixture
+def small_run(small_scenes: Path) -> Config:
+    """Six steps on scenes, with all that has a state: moving average, warm-up, several groups, augmentation."""
+    return Config(
+        model=SMALL,
+        data=DataConfig(
+            train=(DataSource(str(small_scenes)),),
+            val=DataSource(str(small_scenes), split="val"),
+            images_per_step=2,
+            expressions_per_image=2,
+            workers=0,
+        ),
+        loss=LossConfig(points=64),
+        train=TrainConfig(
+            steps=6, lr=1e-3, warmup=2, schedule="cosine", ema=0.9, clip=1.0, eval_every=3, eval_samples=4,
+            save_every=2, log_every=1, threads=1, device="cpu", tensorboard=False,
+        ),
+    )  # fmt: skip
 
 
 @pytest.fixture

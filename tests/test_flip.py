@@ -86,7 +86,7 @@ def test_in_training_half_of_the_pictures_are_mirrored_and_left_stays_left(tmp_p
     )  # fmt: skip
     turned, places = 0, {-1: [], 1: []}  # type: ignore[var-annotated]
     for step in range(54):
-        one, other = plain[step], both[step]
+        (one,), (other,) = plain[step], both[step]
         is_turned = not bool((one.images == other.images).all())
         turned += is_turned
         for sample, mask in zip(other.samples, other.masks.numpy(), strict=True):

@@ -18,9 +18,9 @@ from torch.testing import assert_close
 
 from vlformer_cli.config import LossConfig
 from vlformer_cli.loss.build import build_criterion
-from vlformer_cli.loss.criterion import Criterion, valid_extent
+from vlformer_cli.loss.criterion import Counts, Criterion, Losses, valid_extent
 from vlformer_cli.loss.matcher import CostWeights, dice_loss, match, matching_cost
-from vlformer_cli.loss.points import random_points, read_points, uncertain_points
+from vlformer_cli.loss.points import StepPoints, read_points
 from vlformer_cli.types import Batch, Prediction, VLFormerOutput
 
 WEIGHTS = CostWeights(class_=2.0, bce=5.0, dice=5.0)
@@ -110,33 +110,79 @@ def test_read_points_is_bilinear_between_cell_centres() -> None:
 
 
 def test_points_cover_the_valid_part_and_nothing_else() -> None:
-    torch.manual_seed(3)
+    points = StepPoints(3, torch.arange(2))
     valid = torch.zeros(2, 20, 40, dtype=torch.bool)
     valid[0, :5, :30], valid[1] = True, True
     extent = valid_extent(valid)
     assert_close(extent, torch.tensor([[0.75, 0.25], [1.0, 1.0]]))
     for place in (
-        random_points(extent, 4000),
-        uncertain_points(torch.randn(2, 5, 10), extent, 4000, oversample=3.0, importance=0.5),
+        points.random(extent, 4000),
+        points.uncertain(torch.randn(2, 5, 10), extent, 4000, oversample=3.0, importance=0.5),
     ):
         assert place.shape == (2, 4000, 2)
         assert (place >= 0).all()
         assert (place <= extent[:, None]).all()
         assert (place.amax(1) > 0.98 * extent).all()
-    assert_close(random_points(extent, 100_000).mean(1), extent / 2, atol=0.005, rtol=0)
+    assert_close(points.random(extent, 100_000).mean(1), extent / 2, atol=0.005, rtol=0)
+
+
+def test_places_of_an_expression_do_not_depend_on_its_neighbours() -> None:
+    slots = torch.tensor([0, 7, 300, 319])
+    together, alone = StepPoints(11, slots), StepPoints(11, slots[2:3])
+    for _ in range(3):
+        places = together.random(torch.ones(4, 2), 500)
+        assert torch.equal(places[2:3], alone.random(torch.ones(1, 2), 500))
+        assert len({float(x) for x in places[:, 0, 0]}) == 4  # each has its own
+    logits = torch.randn(4, 6, 6)
+    chosen = together.uncertain(logits, torch.ones(4, 2), 200, oversample=3.0, importance=0.75)
+    assert torch.equal(
+        chosen[2:3], alone.uncertain(logits[2:3], torch.ones(1, 2), 200, oversample=3.0, importance=0.75)
+    )
+    assert not torch.equal(
+        StepPoints(12, slots).random(torch.ones(4, 2), 5), StepPoints(11, slots).random(torch.ones(4, 2), 5)
+    )
+
+
+@pytest.mark.parametrize("slot", [0, 1, 5, 63, 319])
+def test_places_are_uniform_for_every_slot(slot: int) -> None:
+    """A chi-squared statistic over 8 x 8 cells of 20,000 points: 63 degrees of freedom, 110 is beyond 99.97 %."""
+    place_K2 = StepPoints(slot, torch.tensor([slot])).random(torch.ones(1, 2), 20_000)[0]
+    cell_K = (place_K2 * 8).long() @ torch.tensor([8, 1])
+    counts = torch.bincount(cell_K, minlength=64).double()
+    assert float(((counts - 312.5) ** 2 / 312.5).sum()) < 110
+
+
+def test_losses_of_parts_add_up_to_those_of_the_whole() -> None:
+    """With the counts of the whole, whichever way its expressions are shared out. Slot 2 means nothing."""
+    torch.manual_seed(8)
+    masks = torch.rand(5, 1, 1) < torch.rand(5, 64, 64)
+    masks[2] = False
+    whole = replace(make_batch(masks), draw=5)
+    output = VLFormerOutput(torch.randn(5, 3, 2), torch.randn(5, 3, 16, 16), (), torch.randn(5, 8, 8))
+    expected = criterion()(output, whole)
+    found = torch.zeros(4)
+    for rows in (torch.tensor([3]), torch.tensor([0, 2]), torch.tensor([1, 4])):
+        part = replace(whole, masks=masks[rows], slots=rows, image_index=rows)
+        own = replace(output, class_logits=output.class_logits[rows], mask_logits=output.mask_logits[rows],
+                      dense_logits=output.dense_logits[rows])  # fmt: skip
+        losses = criterion()(own, part, Counts.of(whole))
+        found += torch.stack([losses.total, losses.class_, losses.bce, losses.dice])
+    assert isinstance(expected, Losses)
+    assert_close(found, torch.stack([expected.total, expected.class_, expected.bce, expected.dice]))
+    assert float(Counts.of(whole).meant) == 4
 
 
 def test_uncertain_points_lie_where_logits_are_near_zero() -> None:
     """The logit is x - 0.3 in 20 columns: doubt is greatest at x = 0.3."""
-    torch.manual_seed(4)
+    points = StepPoints(4, torch.tensor([3]))
     column_X = (torch.arange(20) + 0.5) / 20
     logits_NYX = (column_X - 0.3).expand(1, 20, 20)
-    place = uncertain_points(logits_NYX, torch.ones(1, 2), 1000, oversample=4.0, importance=0.75)
+    place = points.uncertain(logits_NYX, torch.ones(1, 2), 1000, oversample=4.0, importance=0.75)
     from_zero = (place[0, :, 0] - 0.3).abs()
     assert float(from_zero[:750].max()) < 0.12  # 750 of 4000 uniform candidates: within 0.094 of the line
     assert float(from_zero[:750].min()) < 0.01
     assert 0.1 < float((from_zero[750:] < 0.1).float().mean()) < 0.3  # the rest is uniform: 0.2
-    everywhere = uncertain_points(logits_NYX, torch.ones(1, 2), 1000, oversample=4.0, importance=0.0)
+    everywhere = points.uncertain(logits_NYX, torch.ones(1, 2), 1000, oversample=4.0, importance=0.0)
     assert 0.1 < float(((everywhere[0, :, 0] - 0.3).abs() < 0.1).float().mean()) < 0.3
 
 
@@ -149,6 +195,7 @@ def make_batch(masks: Tensor) -> Batch:
         tokens=torch.zeros(count, 3, dtype=torch.long),
         image_index=torch.arange(count),
         masks=masks,
+        slots=torch.arange(count),
         samples=(),
     )
 

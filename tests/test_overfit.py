@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ def test_eight_samples(tmp_path: Path) -> None:
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * min(1.0, 2 * (1 - step / STEPS))
+        batch = replace(batch, draw=step)
         losses = criterion(model(batch.images, batch.pixel_valid, batch.tokens, batch.image_index), batch)
         optimizer.zero_grad()
         losses.total.backward()

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from PIL import Image
 from scipy.ndimage import binary_erosion
 
 from vlformer_cli.data.dataset import (
+    Deal,
     TrainingBatches,
     WeightedSplit,
     collate,
@@ -191,8 +193,9 @@ def batches(
     steps: int = 60,
     seed: int = 3,
     augmentation: Augmentation = STILL,
-) -> TrainingBatches:
-    return TrainingBatches(
+    deal: Deal | None = None,
+) -> Batches:
+    return Batches(
         sources=sources,
         augmentation=augmentation,
         images_per_step=images,
@@ -200,7 +203,16 @@ def batches(
         max_tokens=20,
         steps=steps,
         seed=seed,
+        deal=deal or Deal(),
     )
+
+
+class Batches(TrainingBatches):
+    """Of a process that takes each step in one forward."""
+
+    def __getitem__(self, step: int) -> Batch:  # type: ignore[override]
+        (batch,) = super().__getitem__(step)
+        return batch
 
 
 def source(folder: Path, weight: float = 1.0, first: int = 0, last: int | None = None) -> WeightedSplit:
@@ -224,6 +236,34 @@ def test_a_batch_is_a_function_of_seed_and_step(toy: Path) -> None:
     other = batches(source(toy), augmentation=wild, seed=4)
     assert not any(same(other[step], kept[step]) for step in range(4))
     assert not same(kept[0], kept[1])
+
+
+@pytest.mark.parametrize(("size", "forwards"), [(1, 1), (2, 1), (1, 4), (2, 2), (4, 1)])
+def test_a_step_is_the_same_however_it_is_dealt(toy: Path, size: int, forwards: int) -> None:
+    """Pictures, masks, expressions and their slots, by slot; and the seed of the loss's points."""
+    wild = Augmentation(short_sides=(40,), max_side=96, rotate_degrees=15.0, colour_jitter=0.2, shift=0.1)
+
+    def by_slot(batch: Batch) -> dict[int, tuple[Any, ...]]:
+        return {
+            int(slot): (batch.samples[n], batch.images[batch.image_index[n]].sum(), batch.masks[n].sum(), batch.draw)
+            for n, slot in enumerate(batch.slots)
+        }
+
+    for step in range(3):
+        whole = by_slot(batches(source(toy), images=4, each=3, augmentation=wild)[step])
+        parts: dict[int, tuple[Any, ...]] = {}
+        for rank in range(size):
+            deal = Deal(rank, size, forwards)
+            dealt = TrainingBatches.__getitem__(
+                batches(source(toy), images=4, each=3, augmentation=wild, deal=deal), step
+            )
+            assert [len(batch.images) for batch in dealt] == [4 // (size * forwards)] * forwards
+            for batch in dealt:
+                assert not parts.keys() & by_slot(batch).keys()
+                parts |= by_slot(batch)
+        assert parts == whole
+    with pytest.raises(VLFormerError, match=r"images_per_step is 4, which 3 processes x 1 forwards .* multiple of 3"):
+        batches(source(toy), images=4, deal=Deal(size=3))
 
 
 def test_each_picture_is_drawn_once_per_epoch(toy: Path) -> None:

@@ -1,90 +1,40 @@
-"""The training loop: resuming, schedule, optimiser, moving average, and what happens when something is wrong."""
+"""One step and what it changes: schedule, optimiser, moving average, frozen parts, losses that are not finite."""
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from small_model import SMALL
-from torch import nn
+from torch import Tensor, nn
 
-from vlformer_cli.config import Config, DataConfig, DataSource, LossConfig, TrainConfig
-from vlformer_cli.engine import train as training
-from vlformer_cli.engine.checkpoint import load_state, load_weights
+from vlformer_cli.config import Config, TrainConfig
+from vlformer_cli.engine.checkpoint import load_weights
+from vlformer_cli.engine.distributed import ALONE
 from vlformer_cli.engine.optim import Schedule, average_of, build_optimizer
-from vlformer_cli.loss.criterion import Losses
+from vlformer_cli.engine.run import Run
+from vlformer_cli.engine.train import train
+from vlformer_cli.loss.criterion import Counts
 from vlformer_cli.model.build import build_model
 from vlformer_cli.types import Batch, VLFormerError
 
 
-@pytest.fixture
-def config(small_scenes: Path) -> Config:
-    """Six steps on scenes, with all that has a state: moving average, warm-up, several groups, augmentation."""
-    return Config(
-        model=SMALL,
-        data=DataConfig(
-            train=(DataSource(str(small_scenes)),),
-            val=DataSource(str(small_scenes), split="val"),
-            images_per_step=2,
-            expressions_per_image=2,
-            workers=0,
-        ),
-        loss=LossConfig(points=64),
-        train=TrainConfig(
-            steps=6, lr=1e-3, warmup=2, schedule="cosine", ema=0.9, clip=1.0, eval_every=3, eval_samples=4,
-            save_every=2, log_every=1, threads=1, device="cpu",
-        ),
-    )  # fmt: skip
+def batches_of(run: Run) -> Iterator[tuple[tuple[Batch, ...], Counts]]:
+    """What `train` hands to `Run.take`."""
+    for batches in run.batches():
+        yield batches, Counts.from_numbers(*Counts.on_host(batches))
 
 
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
-
-
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """As a Ctrl-C in the middle of this step, once."""
-    original = training.Run.step_on
-
-    def step_on(run: training.Run, batch: Batch) -> Losses:
-        if run.step == step:
-            monkeypatch.setattr(training.Run, "step_on", original)
-            raise KeyboardInterrupt
-        return original(run, batch)
-
-    monkeypatch.setattr(training.Run, "step_on", step_on)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_resumed_run_equals_an_uninterrupted_one(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
-) -> None:
-    assert config.data is not None
-    config = replace(config, data=replace(config.data, workers=workers))
-    whole = training.train(config, tmp_path / "whole")
-    interrupt_at(monkeypatch, 5)
-    with pytest.raises(KeyboardInterrupt):
-        training.train(config, tmp_path / "parts")
-    assert load_state(tmp_path / "parts/last.pt")["step"] == 4  # step 5 is taken again
-    assert rows_of(tmp_path / "parts")[-1]["step"] == 5
-    parts = training.train(config, tmp_path / "parts", resume=True)
-    expected, found = load_file(whole), load_file(parts)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
-    assert [row["step"] for row in rows_of(tmp_path / "whole") if "loss" in row] == [1, 2, 3, 4, 5, 6]
-    assert [row["step"] for row in rows_of(tmp_path / "whole") if "val" in row] == [3, 6]
-
-
-def test_the_weights_for_use_are_the_moving_average(config: Config, tmp_path: Path) -> None:
-    path = training.train(config, tmp_path / "run")
-    state, loaded = load_state(tmp_path / "run/last.pt"), load_weights(path)
+def test_the_weights_for_use_are_the_moving_average(small_run: Config, tmp_path: Path) -> None:
+    trained = train(small_run, tmp_path / "run")
+    state = torch.load(tmp_path / "run/checkpoints/step-00000006.pt", weights_only=True)
+    loaded = load_weights(trained.weights)
     for name, tensor in loaded.model.state_dict().items():
         average = state["average"][f"module.{name}"]
         torch.testing.assert_close(tensor, average.half().to(tensor.dtype), rtol=0, atol=0)
@@ -148,12 +98,12 @@ def test_every_trained_parameter_is_in_one_group() -> None:
         assert found[name] == (1.0, 0.0), name
 
 
-def test_frozen_parts_and_norm_statistics_stay_while_the_rest_moves(config: Config, tmp_path: Path) -> None:
+def test_frozen_parts_and_norm_statistics_stay_while_the_rest_moves(small_run: Config, tmp_path: Path) -> None:
     frozen = replace(SMALL, backbone=replace(SMALL.backbone, frozen=("conv_stem", "blocks.0")))
-    run = training.Run(replace(config, model=frozen), tmp_path / "run", resume=False)
+    run = Run(replace(small_run, model=frozen), tmp_path / "run", ALONE, resume=False)
     before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
-    for batch in run.batches():
-        run.step_on(batch)
+    for batches, counts in batches_of(run):
+        run.take(batches, counts)
     after = run.model.state_dict()
     stays = ("backbone.net.conv_stem", "backbone.net.blocks.0")
     for name, tensor in after.items():
@@ -163,52 +113,72 @@ def test_frozen_parts_and_norm_statistics_stay_while_the_rest_moves(config: Conf
     assert {name.split(".")[0] for name in moved} == {"backbone", "text_encoder", "pixel_decoder", "decoder"}
 
 
-def test_a_step_that_is_not_finite_changes_nothing_and_ten_end_the_run(config: Config, tmp_path: Path) -> None:
-    run = training.Run(config, tmp_path / "run", resume=False)
-    batch = next(run.batches())
-    with torch.no_grad():
-        run.model.decoder.query_feat[0, 0] = float("nan")
-    before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
-    for _ in range(training.MAX_BAD_STEPS - 1):
-        run.step_on(batch)
-    after = run.model.state_dict()
-    assert all(torch.equal(after[name].nan_to_num(7), before[name].nan_to_num(7)) for name in before)
-    with pytest.raises(VLFormerError, match="not finite in 10 steps in a row"):
-        run.step_on(batch)
+def with_an_infinite_pixel(batches: tuple[Batch, ...]) -> tuple[Batch, ...]:
+    images = batches[0].images.float()
+    images[0, 0, 5, 5] = float("inf")
+    return (replace(batches[0], images=images), *batches[1:])
 
 
-def test_a_run_is_not_overwritten_and_not_resumed_as_another(config: Config, tmp_path: Path) -> None:
-    training.train(config, tmp_path / "run")
-    with pytest.raises(VLFormerError, match=r"holds a run already: add --resume"):
-        training.train(config, tmp_path / "run")
-    other = replace(config, train=replace(config.train, lr=2e-3))
-    with pytest.raises(VLFormerError, match=r"train\.lr was 0\.001, is 0\.002"):
-        training.train(other, tmp_path / "run", resume=True)
-    (tmp_path / "run/last.pt").write_bytes(b"cut off")
-    with pytest.raises(VLFormerError, match=r"last\.pt cannot be read"):
-        training.train(config, tmp_path / "run", resume=True)
+def test_a_batch_with_an_infinite_pixel_is_skipped_and_counted(small_run: Config, tmp_path: Path) -> None:
+    run = Run(small_run, tmp_path / "run", ALONE, resume=False)
+    batches, counts = next(batches_of(run))
+    run.take(batches, counts)
+    before = deepcopy((run.model.state_dict(), run.average.state_dict(), run.optimizer.state_dict()))  # type: ignore[union-attr]
+    result = run.take(with_an_infinite_pixel(batches), counts)
+    after = (run.model.state_dict(), run.average.state_dict(), run.optimizer.state_dict())  # type: ignore[union-attr]
+    assert not math.isfinite(result.gradient_norm)  # the loss alone would not tell: activations are bounded
+    assert (run.step, run.skipped) == (2, 1)
+    assert_equal(after[0], before[0])
+    assert_equal(after[1], before[1])
+    assert_equal(after[2]["state"], before[2]["state"])
+    assert run.take(batches, counts).is_finite
 
 
-def test_resume_in_a_new_folder_starts_a_run(config: Config, tmp_path: Path) -> None:
-    short = replace(config, train=replace(config.train, steps=1))
-    assert training.train(short, tmp_path / "new", resume=True).is_file()
+def test_too_many_bad_steps_in_a_row_stop_the_run_and_keep_the_batch(small_run: Config, tmp_path: Path) -> None:
+    few = replace(small_run, train=replace(small_run.train, max_bad_steps=3))
+    run = Run(few, tmp_path / "run", ALONE, resume=False)
+    batches, counts = next(batches_of(run))
+    bad = with_an_infinite_pixel(batches)
+    run.take(bad, counts)
+    run.take(bad, counts)
+    run.take(batches, counts)  # a good one in between: the count begins again
+    run.take(bad, counts)
+    run.take(bad, counts)
+    with pytest.raises(VLFormerError, match=r"not finite in 3 steps in a row, to step 5.*bad-batch"):
+        run.take(bad, counts)
+    kept = torch.load(tmp_path / "run/bad-batch-0.pt", weights_only=True)
+    assert kept["step"] == 5
+    assert kept["forwards"][0]["images"].isinf().sum() == 1
+    assert kept["forwards"][0]["expressions"] == [sample.expression for sample in bad[0].samples]
 
 
-def test_weights_of_another_run_are_a_start(config: Config, small_weights: Path, tmp_path: Path) -> None:
+def assert_equal(found: Any, expected: Any) -> None:
+    """Nested containers whose tensors are equal bit for bit."""
+    if isinstance(expected, Tensor):
+        assert torch.equal(found, expected)
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key in expected:
+            assert_equal(found[key], expected[key])
+    else:
+        assert found == expected
+
+
+def test_weights_of_another_run_are_a_start(small_run: Config, small_weights: Path, tmp_path: Path) -> None:
     start = load_weights(small_weights).model.state_dict()
-    run = training.Run(replace(config, init=str(small_weights)), tmp_path / "run", resume=False)
+    run = Run(replace(small_run, init=str(small_weights)), tmp_path / "run", ALONE, resume=False)
     found = run.model.state_dict()
     assert all(torch.equal(found[name], start[name]) for name in start)
-    anew = replace(config, init=str(small_weights), init_except=("text_encoder", "decoder.query_feat"))
-    found = training.Run(anew, tmp_path / "anew", resume=False).model.state_dict()
+    anew = replace(small_run, init=str(small_weights), init_except=("text_encoder", "decoder.query_feat"))
+    found = Run(anew, tmp_path / "anew", ALONE, resume=False).model.state_dict()
     changed = {name for name in found if not torch.equal(found[name], start[name])}
     assert {"text_encoder.tower.token_embedding.table.weight", "decoder.query_feat"} <= changed
     assert all(name.startswith(("text_encoder", "decoder.query_feat")) for name in changed)
     with pytest.raises(VLFormerError, match="no parameter's name begins with 'text_encodr'"):
-        training.Run(replace(anew, init_except=("text_encodr",)), tmp_path / "typo", resume=False)
-    wider = replace(config, init=str(small_weights), model=replace(SMALL, ffn_dim=64))
+        Run(replace(anew, init_except=("text_encodr",)), tmp_path / "typo", ALONE, resume=False)
+    wider = replace(small_run, init=str(small_weights), model=replace(SMALL, ffn_dim=64))
     with pytest.raises(VLFormerError, match=r"ffn_dim was 32, is 64"):
-        training.Run(wider, tmp_path / "other", resume=False)
+        Run(wider, tmp_path / "other", ALONE, resume=False)
 
 
 def test_weights_files_that_are_not_ours(tmp_path: Path) -> None:

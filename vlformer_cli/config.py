@@ -119,7 +119,7 @@ class DataConfig:
     val: DataSource | None = None
     """What is evaluated every `eval_every` steps."""
     images_per_step: int = 8
-    """B, over all processes. Original: 8."""
+    """B of an optimiser step, over all processes and accumulated forwards. Original: 8."""
     expressions_per_image: int = 1
     """At most so many expressions ask about each picture. Original: 1."""
     short_sides: tuple[int, ...] = ()
@@ -179,16 +179,40 @@ class TrainConfig:
     """Where the cosine ends, as a part of `lr`."""
     ema: float = 0.0
     """Decay of the exponential moving average of the weights, which is what is evaluated and shipped; 0: none."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16`: convolutions and matrix products in bfloat16 by autocast."""
+    accumulate: int = 1
+    """Forwards and backwards of each process for one optimiser step, which share its pictures: saves memory."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of convolutions and matrix products, by autocast. `fp16` scales the loss so that small gradients survive."""
+    compile: bool = False
+    """torch.compile on the encoder layers and the blocks; slow first steps (a minute and more), a C++ compiler."""
+    channels_last: bool = False
+    """The backbone works in the channels-last memory format."""
+    checkpoint_activations: bool = False
+    """Encoder layers, blocks and backbone compute their activations again in the backward: less memory, more time."""
+    text_cache: int = 50_000
+    """So many expressions' word features are remembered where the text tower is frozen, some 20 kB each; 0: none."""
+    sync_norm: bool = False
+    """Batch norms that train share their statistics between processes. Needs GPUs and `freeze_norm: false`."""
+    frozen: tuple[str, ...] = ()
+    """Beginnings of names of parameters that are not trained, such as `backbone` or `decoder.query`."""
     eval_every: int = 5_000
     """Steps between evaluations and checkpoints for use."""
     eval_samples: int = 0
     """The first so many samples of the validation split; 0: all."""
+    best_by: Literal["miou", "oiou"] = "miou"
+    """The weights with the highest such value on the validation split are kept as `best.safetensors`."""
     save_every: int = 1_000
     """Steps between checkpoints for resuming."""
+    keep: int = 2
+    """So many of them are kept, the newest: should one be damaged, there is another."""
     log_every: int = 50
     """Steps between lines of `metrics.jsonl`."""
+    max_bad_steps: int = 10
+    """A step whose loss or gradient is not finite is skipped; after so many in a row the run stops."""
+    tensorboard: bool = True
+    """What `metrics.jsonl` says is also written for TensorBoard."""
+    wandb: str = ""
+    """A Weights & Biases project that the same goes to; empty: none. Needs `pip install 'vlformer[wandb]'`."""
     seed: int = 0
     device: str = "auto"
     """`auto`: cuda where there is one, else cpu."""
@@ -206,7 +230,8 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     init: str | None = None
-    """A vlformer `.safetensors` file that the weights start from, or `embedded`: the one that comes with vlformer."""
+    """What the weights start from: a vlformer `.safetensors` file, `embedded` (the one that comes with vlformer),
+    `timm:NAME` (backbone), `open_clip:MODEL/TAG` (text), or a Mask2Former checkpoint, detectron2's or transformers'."""
     init_except: tuple[str, ...] = ()
     """Beginnings of parameter names that start anew all the same, such as `text_encoder`."""
 

@@ -6,6 +6,8 @@ Tensor types are named in annotations only, so that importing this module does n
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
 
 class VLFormerError(ValueError):
     """What a user can cause and mend: the message names the value that was wrong and the remedy."""
+
+
+class PeerLostError(VLFormerError):
+    """Another process of the training job went away; its own message says why."""
 
 
 def one_line(error: BaseException) -> str:
@@ -109,14 +115,26 @@ class Batch:
     """N int64: which of the B pictures each expression asks about."""
     masks: Tensor
     """NHW bool: the referents, on the padded canvas."""
+    slots: Tensor
+    """N int64: the place of each expression in the whole step's batch, whichever process and forward it fell to."""
     samples: tuple[Sample, ...]
+    draw: int = 0
+    """Seed of the step's random points, the same in every process."""
     cut: int = 0
     """How many of the expressions were longer than the model's context and were cut."""
 
     def to(self, device: Any) -> Batch:
-        """The same batch with its tensors on `device`."""
-        names = ("images", "pixel_valid", "tokens", "image_index", "masks")
-        return Batch(**{name: getattr(self, name).to(device) for name in names}, samples=self.samples, cut=self.cut)
+        """The same batch with its tensors on `device`; from pinned memory the copy does not wait."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory; a DataLoader calls this."""
+        return self._mapped(lambda tensor: tensor.pin_memory())
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        names = ("images", "pixel_valid", "tokens", "image_index", "masks", "slots")
+        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
+        return dataclasses.replace(self, **changed)
 
 
 @dataclass(frozen=True, slots=True)

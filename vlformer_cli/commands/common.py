@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from vlformer_cli.report.say import say as say
 
 if TYPE_CHECKING:
     from vlformer_cli.engine.checkpoint import LoadedModel
@@ -29,11 +30,6 @@ def load_model(weights: Path | None, device: str, threads: int) -> LoadedModel:
 
     set_threads(threads)
     return load_weights(weights or EMBEDDED, pick_device(device))
-
-
-def say(message: str) -> None:
-    """A message for the person: on stderr, so that stdout stays clean for `--json`."""
-    print(message, file=sys.stderr, flush=True)
 
 
 def print_json(document: dict[str, Any]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from vlformer_cli.types import VLFormerError, one_line
 
@@ -35,8 +37,24 @@ def run(app: Callable[[], object]) -> int:
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exc()
-        return fail(_message(error))
+        message = _message(error)
+        return fail(message) if _is_first_to_say(message) else 1
     return 0
+
+
+def _is_first_to_say(message: str) -> bool:
+    """False in a process of a torchrun job for what another one of this machine has said already."""
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not error_file:
+        return True
+    attempt = Path(error_file).parents[1]  # the folder of all processes of this machine since the last restart
+    try:
+        (attempt / f"said-{hashlib.sha256(message.encode()).hexdigest()}").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def fail(message: str) -> int:

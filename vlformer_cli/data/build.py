@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from vlformer_cli.config import Config, DataConfig, DataSource, ModelConfig
-from vlformer_cli.data.dataset import TrainingBatches, WeightedSplit
+from vlformer_cli.data.dataset import Deal, TrainingBatches, WeightedSplit
 from vlformer_cli.data.store import PreparedSplit
 from vlformer_cli.data.transforms import Augmentation
 from vlformer_cli.types import VLFormerError
@@ -53,8 +53,8 @@ def build_augmentation(data: DataConfig, model: ModelConfig) -> Augmentation:
     )
 
 
-def build_training_data(config: Config) -> TrainingBatches:
-    """A batch for every step of the run; raises VLFormerError where the config has no training data."""
+def build_training_data(config: Config, *, rank: int = 0, size: int = 1) -> TrainingBatches:
+    """What process `rank` of `size` takes of every step; raises VLFormerError where there is no training data."""
     if config.data is None or not config.data.train:
         raise VLFormerError(f"config {config.model.name!r} has no data.train: name a prepared data set there")
     return TrainingBatches(
@@ -66,4 +66,5 @@ def build_training_data(config: Config) -> TrainingBatches:
         steps=config.train.steps,
         seed=config.train.seed,
         mirror=config.data.mirror,
+        deal=Deal(rank=rank, size=size, forwards=config.train.accumulate),
     )

@@ -5,6 +5,7 @@ Letters: B images, N expressions, T word tokens, H W pixels.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -34,8 +35,32 @@ class WeightedSplit:
     last_step: int | None
 
 
-class TrainingBatches(Dataset[Batch]):
-    """Item `step` is the whole batch of that step. Pictures that cannot be read are replaced by others."""
+@dataclass(frozen=True, slots=True)
+class Deal:
+    """Which part of a step's pictures falls to one process, and in how many forwards it takes them."""
+
+    rank: int = 0
+    size: int = 1
+    """Processes."""
+    forwards: int = 1
+    """Forwards (and backwards) of each process for one optimiser step."""
+
+    def slots(self, images_per_step: int) -> list[range]:
+        """For each forward, the numbers of its pictures within the step.
+
+        >>> Deal(rank=1, size=2, forwards=2).slots(8)
+        [range(2, 4), range(6, 8)]
+        """
+        each = images_per_step // (self.size * self.forwards)
+        starts = [(forward * self.size + self.rank) * each for forward in range(self.forwards)]
+        return [range(start, start + each) for start in starts]
+
+
+class TrainingBatches(Dataset[tuple[Batch, ...]]):
+    """Item `step` is what one process takes of that step, a batch for each of its forwards.
+
+    The step's pictures are the same however they are dealt. Pictures that cannot be read are replaced by others.
+    """
 
     def __init__(
         self,
@@ -48,14 +73,20 @@ class TrainingBatches(Dataset[Batch]):
         steps: int,
         seed: int,
         mirror: bool = False,
+        deal: Deal = Deal(),
     ) -> None:
         """`mirror`: half of the pictures are mirrored, with their words, where that can be done.
 
-        Raises VLFormerError if at some step no source is active, or a source is empty.
+        Raises VLFormerError if at some step no source is active, a source is empty, or the deal does not go up.
         """
         self.sources, self.augmentation = tuple(sources), augmentation
         self.images_per_step, self.expressions_per_image = images_per_step, expressions_per_image
-        self.max_tokens, self.steps, self.seed, self.mirror = max_tokens, steps, seed, mirror
+        self.max_tokens, self.steps, self.seed, self.mirror, self.deal = max_tokens, steps, seed, mirror, deal
+        if images_per_step % (deal.size * deal.forwards):
+            raise VLFormerError(
+                f"data.images_per_step is {images_per_step}, which {deal.size} processes x {deal.forwards} forwards "
+                f"(train.accumulate) cannot share evenly: make it a multiple of {deal.size * deal.forwards}"
+            )
         for source in self.sources:
             if source.split.num_images == 0:
                 raise VLFormerError(f"{source.split.directory}: split {source.split.split} is empty")
@@ -66,12 +97,21 @@ class TrainingBatches(Dataset[Batch]):
     def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, step: int) -> Batch:
-        rng = np.random.default_rng([self.seed, step])
-        groups: list[ImageGroup] = []
-        for slot in range(self.images_per_step):
-            groups.append(self._readable_group(step * self.images_per_step + slot, self._active(step), rng))
-        return collate(groups, self.max_tokens)
+    def __getitem__(self, step: int) -> tuple[Batch, ...]:
+        return tuple(self._batch(step, slots) for slots in self.deal.slots(self.images_per_step))
+
+    def _batch(self, step: int, slots: range) -> Batch:
+        groups = [
+            self._readable_group(
+                step * self.images_per_step + slot,
+                self._active(step),
+                np.random.default_rng([self.seed, step, slot]),
+            )
+            for slot in slots
+        ]
+        draw = int(np.random.SeedSequence([self.seed, step]).generate_state(1)[0])
+        first_slots = [slot * self.expressions_per_image for slot in slots]
+        return collate(groups, self.max_tokens, first_slots=first_slots, draw=draw)
 
     def _active(self, step: int) -> list[WeightedSplit]:
         return [s for s in self.sources if s.first_step <= step and (s.last_step is None or step < s.last_step)]
@@ -132,8 +172,13 @@ def ref_mask(ref: Ref) -> NDArray[np.bool_]:
     return decode_rle(ref.segmentation)
 
 
-def collate(groups: Sequence[ImageGroup], max_tokens: int) -> Batch:
-    """Pictures at the top left of one canvas, whose sides are multiples of 32."""
+def collate(
+    groups: Sequence[ImageGroup], max_tokens: int, *, first_slots: Sequence[int] | None = None, draw: int = 0
+) -> Batch:
+    """Pictures at the top left of one canvas, whose sides are multiples of 32.
+
+    `first_slots`: the place within the whole step of each picture's first expression; None: this batch is the step.
+    """
     shapes = [group.image_HW3.shape[:2] for group in groups]
     height, width = (-(-max(side) // CANVAS_STEP) * CANVAS_STEP for side in zip(*shapes, strict=True))
     count = sum(len(group.samples) for group in groups)
@@ -148,13 +193,18 @@ def collate(groups: Sequence[ImageGroup], max_tokens: int) -> Batch:
     samples = tuple(sample for group in groups for sample in group.samples)
     tokens, is_cut = tokenize([sample.expression for sample in samples], max_tokens)
     index = [number for number, group in enumerate(groups) for _ in group.samples]
+    if first_slots is None:
+        first_slots = list(itertools.accumulate([len(group.samples) for group in groups[:-1]], initial=0))
+    slots = [first + i for first, group in zip(first_slots, groups, strict=True) for i in range(len(group.samples))]
     return Batch(
         images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
         pixel_valid=torch.from_numpy(valid),
         tokens=tokens,
         image_index=torch.tensor(index),
         masks=torch.from_numpy(masks),
+        slots=torch.tensor(slots),
         samples=samples,
+        draw=draw,
         cut=sum(is_cut),
     )
 

@@ -1,4 +1,4 @@
-"""Weights on disk: one `.safetensors` file for use, a run's `last.pt` for resuming. Both are written atomically."""
+"""Weights for use: one `.safetensors` file, written atomically, whose metadata says what they are."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from vlformer_cli.types import VLFormerError, one_line
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "vlformer-tiny.safetensors"
 FORMAT = "vlformer-1"
+PARTIAL = ".partial-"  # in the names of files that are being written
 
 
 @dataclass(frozen=True)
@@ -76,24 +77,10 @@ def _fill(model: VLFormer, state: dict[str, torch.Tensor], path: Path) -> None:
         raise VLFormerError(f"the weights in {path} do not fit this version's model: {what}") from error
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """A checkpoint for resuming."""
-    write_atomically(path, lambda partial: torch.save(state, partial))
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    """What `save_state` wrote; only tensors and plain containers are read, never code."""
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged file makes the unpickler raise
-        raise VLFormerError(f"{path} cannot be read ({type(error).__name__}): start again without --resume") from error
-    return state
-
-
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a temporary path beside `path`, brings it to the disk and renames it."""
+    """Calls `write` with a temporary path beside `path`, brings it to the disk and renames it; raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}{PARTIAL}", dir=path.parent)
     os.close(handle)
     partial = Path(name)
     try:
@@ -102,5 +89,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         partial.chmod(0o644)
         partial.replace(path)
+    except (RuntimeError, SafetensorError) as error:  # what torch.save and safetensors make of a full disk
+        raise OSError(f"{path} could not be written: {one_line(error)}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_partials(folder: Path) -> None:
+    """What a process that was killed within `write_atomically` has left in `folder`."""
+    for path in folder.glob(f".*{PARTIAL}*"):
+        path.unlink(missing_ok=True)

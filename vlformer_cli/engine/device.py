@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 
 import torch
 
@@ -24,6 +26,19 @@ def pick_device(name: str) -> torch.device:
 def usable_cores() -> int:
     """Cores that this process may run on, which a container or taskset can make fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_used(device: torch.device) -> str:
+    """Peak memory so far: of the GPU where there is one, otherwise of this process, in GiB."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
+    return f"{peak_resident() / 2**30:.1f} GiB"
+
+
+def peak_resident() -> int:
+    """The most bytes of main memory that this process has held."""
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2) counts in kilobytes, on macOS in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def set_threads(count: int) -> None:

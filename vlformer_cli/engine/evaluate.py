@@ -5,6 +5,7 @@ Letters: N expressions about one picture, Q queries, H W pixels.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from vlformer_cli.data.dataset import images_of, ref_mask
 from vlformer_cli.data.images import read_image
 from vlformer_cli.data.rle import encode_mask
 from vlformer_cli.data.store import PreparedSplit
+from vlformer_cli.engine.distributed import ALONE, World
 from vlformer_cli.engine.predict import AT_ONCE, Predictor
 from vlformer_cli.metrics import SampleScore, Summary, score, summarise_by, summarise_scores
 from vlformer_cli.report.progress import ProgressLine
@@ -83,33 +84,61 @@ class Evaluation:
 
 
 def evaluate(
-    predictor: Predictor, split: PreparedSplit, *, limit: int = 0, predictions: Path | None = None, title: str = "eval"
+    predictor: Predictor,
+    split: PreparedSplit,
+    *,
+    limit: int = 0,
+    predictions: Path | None = None,
+    title: str = "eval",
+    world: World = ALONE,
 ) -> Evaluation:
     """Evaluates the first `limit` samples (0: all); writes a line per sample to `predictions`.
 
-    Raises VLFormerError if there is no sample, or none of the pictures can be read.
+    In a job of several processes each takes its share of the pictures, and all get the whole result; `predictions`
+    holds the lines of this process. Raises VLFormerError if there is no sample, or none of the pictures can be read.
     """
-    unreadable: list[str] = []
-    results: list[tuple[SampleScore, SampleScore]] = []
-    cut = 0
-    total = min(limit, len(split)) if limit else len(split)
-    with ProgressLine(title, total) as line, _lines(predictions) as file:
-        for samples in images_of(split, limit):
-            try:
-                answered = list(_evaluate_image(predictor, split, samples))
-            except VLFormerError as error:
-                unreadable.append(str(error))
-                continue
-            cut += sum(result.cut for result in answered)
-            results += [(result.chosen, result.best) for result in answered]
-            for result in answered:
-                file.write(json.dumps(result.to_json(), ensure_ascii=False) + "\n")
-            line.update(len(results), f"mIoU {100 * np.mean([c.iou for c, _ in results]):.2f}")
+    parts = world.gather(_evaluate_share(predictor, split, limit, predictions, title, world))
+    by_image = sorted((item for part in parts for item in part), key=lambda item: item.image)
+    results = [pair for item in by_image for pair in item.scores]
+    unreadable = tuple(item.unreadable for item in by_image if item.unreadable)
     if not results:
         raise VLFormerError(
             f"{split.name}: nothing to evaluate ({unreadable[0] if unreadable else 'the split is empty'})"
         )
-    return _summarise(split.name, results, tuple(unreadable), cut)
+    return _summarise(split.name, results, unreadable, sum(item.cut for item in by_image))
+
+
+@dataclass(frozen=True, slots=True)
+class _ImageScores:
+    """What one picture came to; the chosen and the best query's score of each of its samples."""
+
+    image: int
+    scores: list[tuple[SampleScore, SampleScore]]
+    cut: int = 0
+    unreadable: str = ""
+
+
+def _evaluate_share(
+    predictor: Predictor, split: PreparedSplit, limit: int, predictions: Path | None, title: str, world: World
+) -> list[_ImageScores]:
+    """Every `world.size`-th picture, beginning with number `world.rank`."""
+    items: list[_ImageScores] = []
+    total = min(limit, len(split)) if limit else len(split)
+    done, overlap_sum = 0, 0.0
+    with ProgressLine(title, total, quiet=not world.is_first) as line, _lines(predictions) as file:
+        for image, samples in itertools.islice(enumerate(images_of(split, limit)), world.rank, None, world.size):
+            try:
+                answered = list(_evaluate_image(predictor, split, samples))
+            except VLFormerError as error:
+                items.append(_ImageScores(image, [], unreadable=str(error)))
+                continue
+            scores = [(result.chosen, result.best) for result in answered]
+            items.append(_ImageScores(image, scores, cut=sum(result.cut for result in answered)))
+            for result in answered:
+                file.write(json.dumps(result.to_json(), ensure_ascii=False) + "\n")
+            done, overlap_sum = done + len(scores), overlap_sum + sum(chosen.iou for chosen, _ in scores)
+            line.update(min(total, done * world.size), f"mIoU {100 * overlap_sum / done:.2f}")
+    return items
 
 
 def _evaluate_image(predictor: Predictor, split: PreparedSplit, samples: Sequence[Sample]) -> Iterator[SampleResult]:

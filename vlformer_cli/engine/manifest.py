@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import shlex
@@ -17,8 +18,11 @@ import torch
 from vlformer_cli import __version__
 from vlformer_cli.config import Config, to_tree
 from vlformer_cli.data.build import open_split
-from vlformer_cli.data.store import file_sha256, read_manifest
-from vlformer_cli.engine.checkpoint import find_weights
+from vlformer_cli.data.store import read_manifest
+from vlformer_cli.engine.checkpoint import write_atomically
+from vlformer_cli.engine.distributed import World
+from vlformer_cli.engine.weights_table import Initialisation
+from vlformer_cli.types import VLFormerError
 
 PACKAGES = (
     "torch",
@@ -33,16 +37,38 @@ PACKAGES = (
 )
 
 
-def run_manifest(config: Config) -> dict[str, Any]:
-    """Everything that a training run depends on."""
+def run_manifest(config: Config, world: World, initialisation: Initialisation | None) -> dict[str, Any]:
+    """Everything that a training run depends on. `initialisation` is None where it is that of an earlier process."""
     sources = [] if config.data is None else [*config.data.train, *([config.data.val] if config.data.val else [])]
     return {
         **environment(),
         "config": to_tree(config),
         "seed": config.train.seed,
         "data": [_fingerprint(open_split(source).directory) for source in sources],
-        "init_sha256": file_sha256(find_weights(config.init)) if config.init else None,
+        "initialisation": None if initialisation is None else initialisation.to_json(),
+        "processes": world.size,
     }
+
+
+def resumed_manifest(old: dict[str, Any], new: dict[str, Any], step: int, folder: Path) -> dict[str, Any]:
+    """That of the run's beginning with what went on after `step` added; raises VLFormerError where the data changed."""
+    changed = [
+        after["name"]
+        for before, after in zip(old["data"], new["data"], strict=True)
+        if before["splits"] != after["splits"]
+    ]
+    if changed:
+        raise VLFormerError(
+            f"the data set {changed[0]} changed since the run in {folder} began: restore it, or change --output"
+        )
+    added = {name: new[name] for name in ("command", "time", "git", "packages", "machine", "processes")}
+    return {**old, "config": new["config"], "resumed": [*old.get("resumed", []), {"after_step": step, **added}]}
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """An indented JSON file, written atomically."""
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def environment() -> dict[str, Any]:

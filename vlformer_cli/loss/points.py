@@ -9,29 +9,46 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+PLASTIC = 1.324717957244746
+"""The real root of x**3 = x + 1: multiples of (1/x, 1/x**2) fill the unit square evenly (M. Roberts, 2018, "R2")."""
 
-def random_points(extent_N2: Tensor, count: int) -> Tensor:
-    """NK2, uniform over each picture's valid part, whose width and height are `extent_N2` (fractions of the canvas)."""
-    return torch.rand(extent_N2.shape[0], count, 2, device=extent_N2.device) * extent_N2[:, None]
+
+class StepPoints:
+    """The random places of one step: those of an expression do not depend on which other expressions are beside it.
+
+    One draw serves all expressions; each sees it moved, around the borders, by an amount of its own (Cranley and
+    Patterson, 1976). So every expression's places are uniform, and one process or many look at the same ones. They are
+    drawn on the CPU, and are thus the same on every device.
+    """
+
+    def __init__(self, seed: int, slots_N: Tensor) -> None:
+        """`slots_N`: the number of each expression within the whole step."""
+        self.generator = torch.Generator().manual_seed(seed)
+        step_2 = torch.tensor([1 / PLASTIC, 1 / PLASTIC**2], dtype=torch.float64)
+        self.shift_N2 = (slots_N[:, None] * step_2.to(slots_N.device)).frac().float()
+
+    def random(self, extent_N2: Tensor, count: int) -> Tensor:
+        """NK2, uniform over each picture's valid part, whose width and height are `extent_N2` (parts of the canvas)."""
+        shared_K2 = torch.rand(count, 2, generator=self.generator).to(extent_N2.device, non_blocking=True)
+        return (shared_K2 + self.shift_N2[:, None]).frac() * extent_N2[:, None]
+
+    @torch.no_grad()
+    def uncertain(
+        self, logits_NYX: Tensor, extent_N2: Tensor, count: int, *, oversample: float, importance: float
+    ) -> Tensor:
+        """NK2: a share `importance` of the points lies where logits are nearest zero; the rest is random.
+
+        The uncertain ones are the best of `oversample * count` random candidates (PointRend, section 3.3).
+        """
+        candidate_NK2 = self.random(extent_N2, int(count * oversample))
+        doubt_NK = -read_points(logits_NYX[:, None], candidate_NK2)[:, 0].abs()
+        kept = int(count * importance)
+        index_NK = doubt_NK.topk(kept, dim=1).indices
+        chosen_NK2 = candidate_NK2.gather(1, index_NK[..., None].expand(-1, -1, 2))
+        return torch.cat([chosen_NK2, self.random(extent_N2, count - kept)], 1)
 
 
 def read_points(maps_NCYX: Tensor, place_NK2: Tensor) -> Tensor:
     """NCK: the maps at the points, bilinear between cell centres, the outermost cells repeating outwards."""
     grid = 2 * place_NK2[:, None] - 1
     return F.grid_sample(maps_NCYX, grid, mode="bilinear", padding_mode="border", align_corners=False)[:, :, 0]
-
-
-@torch.no_grad()
-def uncertain_points(
-    logits_NYX: Tensor, extent_N2: Tensor, count: int, *, oversample: float, importance: float
-) -> Tensor:
-    """NK2: a share `importance` of the points lies where logits are nearest zero; the rest is random.
-
-    The uncertain ones are the best of `oversample * count` random candidates (PointRend, section 3.3).
-    """
-    candidate_NK2 = random_points(extent_N2, int(count * oversample))
-    doubt_NK = -read_points(logits_NYX[:, None], candidate_NK2)[:, 0].abs()
-    kept = int(count * importance)
-    index_NK = doubt_NK.topk(kept, dim=1).indices
-    chosen_NK2 = candidate_NK2.gather(1, index_NK[..., None].expand(-1, -1, 2))
-    return torch.cat([chosen_NK2, random_points(extent_N2, count - kept)], 1)

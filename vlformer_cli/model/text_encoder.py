@@ -6,11 +6,13 @@ Letters: N expressions, T word tokens, C the tower's width, D hidden.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from vlformer_cli.model.position import sine_position_1d
+from vlformer_cli.model.text_memory import Memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,14 @@ class TextEncoder(nn.Module):
         self.proj = nn.Linear(width, dim)
         self.merge_repeats = True
         """False: every row runs, for export, where shapes may not depend on values."""
+        self._memory: Memory | None = None
         if frozen:
             tower.requires_grad_(False)
+
+    def remember(self, expressions: int) -> None:
+        """In training, keeps the hidden states of so many expressions if the tower is frozen (0: none)."""
+        context = int(self.tower.context_length)  # type: ignore[arg-type]
+        self._memory = Memory(expressions, context=context) if self.frozen and expressions else None
 
     def train(self, mode: bool = True) -> TextEncoder:
         """As `nn.Module.train`, but a frozen tower stays in eval mode."""
@@ -58,6 +66,9 @@ class TextEncoder(nn.Module):
         return Words(feat=feat_NTD, key=feat_NTD + position_TD.to(feat_NTD.dtype), pad=pad_NT)
 
     def _hidden_states(self, token_NT: Tensor) -> Tensor:
+        if self._memory is not None and self.training:
+            with torch.no_grad():
+                return self._memory.read(token_NT, partial(clip_hidden_states, self.tower))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return clip_hidden_states(self.tower, token_NT)
 

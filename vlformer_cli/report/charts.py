@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vlformer_cli.types import VLFormerError
-
 BAR = 40  # characters of the longest bar in a terminal
 PNG_BARS = 24  # categories that a chart can name legibly
 
@@ -49,12 +47,10 @@ def share_bars(shares: Sequence[float]) -> dict[str, int]:
 
 
 def save_charts(charts: Mapping[str, Bars], path: Path) -> None:
-    """One PNG with a bar chart below another; raises VLFormerError where matplotlib is missing."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise VLFormerError(f"charts need matplotlib ({error}): pip install 'vlformer[charts]'") from error
+    """One PNG with a bar chart below another."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 2.6 * len(charts)), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (title, bars) in zip(figure.subplots(len(charts), 1, squeeze=False)[:, 0], charts.items(), strict=True):

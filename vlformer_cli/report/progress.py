@@ -15,10 +15,10 @@ PLAIN_SECONDS = 15.0  # between plain lines
 class ProgressLine:
     """`with ProgressLine("evaluating", total) as line: line.update(done, "mIoU 71.2")`."""
 
-    def __init__(self, title: str, total: int | None, start: int = 0) -> None:
-        """`total` None: not known."""
-        self.title, self.total, self.start = title, total, start
-        self._live = sys.stderr.isatty()
+    def __init__(self, title: str, total: int | None, start: int = 0, *, quiet: bool = False) -> None:
+        """`total` None: not known. `quiet`: nothing is shown."""
+        self.title, self.total, self.start, self.quiet = title, total, start, quiet
+        self._live = sys.stderr.isatty() and not quiet
         self._began = self._last_line = time.monotonic()
         console = Console(stderr=True)
         self._bar = Progress(
@@ -45,7 +45,7 @@ class ProgressLine:
         self._bar.update(self._task, completed=done, note=note)
         now = time.monotonic()
         is_last = self.total is not None and done >= self.total
-        if not self._live and (is_last or now - self._last_line >= PLAIN_SECONDS):
+        if not self._live and not self.quiet and (is_last or now - self._last_line >= PLAIN_SECONDS):
             self._last_line = now
             print(f"{self.title} {self._plain(done)} {note}".rstrip(), file=sys.stderr, flush=True)
 

@@ -1,0 +1,34 @@
+"""One canvas for all pictures of a step, whichever process and forward they fall to.
+
+A convolution sees the padding beside a picture, so that the canvas's size changes features a little. With one size for
+the whole step, the numbers do not depend on how its pictures are dealt.
+
+Letters: B images, N expressions, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+from torch.nn import functional
+
+from vlformer_cli.types import Batch
+
+
+def canvas_of(batches: Sequence[Batch]) -> tuple[int, int]:
+    """Height and width of the smallest canvas that holds all of them."""
+    heights, widths = zip(*(batch.images.shape[-2:] for batch in batches), strict=True)
+    return max(heights), max(widths)
+
+
+def on_canvas(batch: Batch, height: int, width: int) -> Batch:
+    """The same batch with more padding on the right and at the bottom."""
+    if batch.images.shape[-2:] == (height, width):
+        return batch
+
+    def pad(tensor: Tensor) -> Tensor:
+        return functional.pad(tensor, (0, width - tensor.shape[-1], 0, height - tensor.shape[-2]))
+
+    return replace(batch, images=pad(batch.images), pixel_valid=pad(batch.pixel_valid), masks=pad(batch.masks))

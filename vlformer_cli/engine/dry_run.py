@@ -1,0 +1,111 @@
+"""What a run would be, before it is one: config, parameters, memory, and the time of a step, measured."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import numpy as np
+import torch
+import yaml
+
+from vlformer_cli.config import Config, to_tree
+from vlformer_cli.data.build import build_training_data
+from vlformer_cli.data.dataset import collate
+from vlformer_cli.data.transforms import fitted_size
+from vlformer_cli.engine.build import build_stepper
+from vlformer_cli.engine.device import memory_used
+from vlformer_cli.engine.distributed import ALONE
+from vlformer_cli.engine.step import Stepper
+from vlformer_cli.loss.criterion import Counts
+from vlformer_cli.model.vlformer import VLFormer
+from vlformer_cli.report.live import duration
+from vlformer_cli.types import Batch, ImageGroup, Ref, Sample, VLFormerError
+
+STEPS = 3
+"""So many are timed after one that is not; the median counts."""
+PARTS = ("backbone", "text_encoder", "pixel_decoder", "decoder")
+MADE_UP_SIZE = (480, 640)  # pixels of most of COCO's pictures
+
+
+def dry_run(config: Config) -> str:
+    """A report on `train` with this config in one process, as text; nothing is written. Raises VLFormerError."""
+    stepper, initialisation = build_stepper(config, ALONE)
+    assert initialisation is not None
+    batches, where = _batches(config)
+    _time(stepper, 0, batches)
+    seconds = statistics.median(_time(stepper, step, batches) for step in range(1, STEPS + 1))
+    expressions = sum(len(batch.samples) for batch in batches)
+    total = config.train.steps * seconds
+    return "\n".join(
+        [
+            yaml.safe_dump(to_tree(config), sort_keys=False),
+            f"initialisation: {initialisation.summary}",
+            *_parameter_lines(stepper.model),
+            _state_line(stepper),
+            f"a step, on {where}: {len(batches)} forward(s), {sum(len(b.images) for b in batches)} pictures, "
+            f"{expressions} expressions: {seconds:.2f} s, {expressions / seconds:.1f} expressions/s, {stepper.device}",
+            f"peak memory: {memory_used(stepper.device)}",
+            f"all {config.train.steps} steps in one such process, without evaluations: {duration(total)}",
+        ]
+    )
+
+
+def _time(stepper: Stepper, step: int, batches: tuple[Batch, ...]) -> float:
+    began = time.monotonic()
+    stepper.take(step, batches, Counts.from_numbers(*Counts.on_host(batches)).to(stepper.device))
+    if stepper.device.type == "cuda":
+        torch.cuda.synchronize(stepper.device)
+    return time.monotonic() - began
+
+
+def _batches(config: Config) -> tuple[tuple[Batch, ...], str]:
+    """The first step's batches, and what they are: of the training data, or made up where that is not there."""
+    try:
+        return build_training_data(config)[0], "training data"
+    except VLFormerError as error:
+        if config.data is None:
+            raise
+        return _made_up(config), f"made-up pictures ({error})"
+
+
+def _made_up(config: Config) -> tuple[Batch, ...]:
+    """Noise of the configured sizes and counts, with twelve tokens an expression."""
+    assert config.data is not None
+    data, model, rng = config.data, config.model, np.random.default_rng(config.train.seed)
+    height, width = fitted_size(*MADE_UP_SIZE, max(data.short_sides or (model.short_side,)), model.max_side)
+    count = data.expressions_per_image
+    masks = np.zeros((count, height, width), dtype=np.bool_)
+    masks[:, : height // 3, : width // 3] = True
+    ref = Ref("", 0, width, height, 0, (0,), "", (0, 0, width // 3, height // 3), None, (), ())
+    samples = tuple(Sample(ref, f"the {n} red cup left of the big brown bottle", n, "") for n in range(count))
+    pictures = data.images_per_step // config.train.accumulate
+    groups = [
+        ImageGroup(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), masks, samples) for _ in range(pictures)
+    ]
+    return tuple(collate(groups, model.max_tokens) for _ in range(config.train.accumulate))
+
+
+def _parameter_lines(model: VLFormer) -> list[str]:
+    counts = {name: _count(getattr(model, name)) for name in PARTS}
+    counts["all"] = _count(model)
+    lines = [
+        f"  {name:<14} {total / 1e6:>7.2f} M, {trained / 1e6:>7.2f} M trained"
+        for name, (total, trained) in counts.items()
+    ]
+    return ["parameters:", *lines]
+
+
+def _count(module: torch.nn.Module) -> tuple[int, int]:
+    parameters = list(module.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def _state_line(stepper: Stepper) -> str:
+    """What training keeps beside activations, from the tensors themselves."""
+    weights = sum(t.nbytes for t in stepper.model.state_dict().values())
+    trained = sum(p.nbytes for p in stepper.model.parameters() if p.requires_grad)
+    average = weights if stepper.average is not None else 0
+    sizes = {"weights": weights, "gradients": trained, "AdamW": 2 * trained, "average": average}
+    parts = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in sizes.items())
+    return f"memory for what does not depend on the batch: {sum(sizes.values()) / 2**20:.0f} MiB ({parts})"

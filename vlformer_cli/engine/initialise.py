@@ -1,0 +1,196 @@
+"""What a model's weights start from: `init` of a config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import open_clip
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from vlformer_cli.config import BackboneConfig, Config, ModelConfig, TextConfig, to_tree
+from vlformer_cli.data.store import file_sha256
+from vlformer_cli.engine.checkpoint import EMBEDDED, FORMAT, LoadedModel, find_weights, load_weights
+from vlformer_cli.engine.foreign_weights import read_tensors, weights_files
+from vlformer_cli.engine.mask2former import BOOKKEEPING, SAW_COCO, fit, heads_of, plain_names
+from vlformer_cli.engine.resume import differences
+from vlformer_cli.engine.weights_table import Fate, Initialisation, Leak, rows_of
+from vlformer_cli.model.build import build_backbone, build_model, build_text_encoder
+from vlformer_cli.model.vlformer import VLFormer
+from vlformer_cli.types import VLFormerError
+
+CLEAN: tuple[Leak, str] = ("clean", "pretrained on ImageNet and as CLIP at most")
+FREE_FIELDS = {"name", "short_side", "max_side", "max_tokens"}
+"""Fields of a model config that weights do not depend on."""
+
+
+class _Offer(NamedTuple):
+    """What an `init` gives to a model, which is built already."""
+
+    kind: str
+    model: VLFormer
+    built: ModelConfig
+    """What `model` was built from, with the pretrained parts that it names."""
+    taken: Mapping[str, Tensor] = {}
+    lacking: Mapping[str, str] = {}
+    """Our tensors -> why there is nothing for them."""
+    unused: Mapping[str, tuple[int, str]] = {}
+    """Their tensors -> how many parameters, and why they are not taken."""
+    leak: tuple[Leak, str] = CLEAN
+    files: tuple[Path, ...] = ()
+
+
+def initial_model(config: Config) -> tuple[VLFormer, Initialisation]:
+    """A new model with the weights of `config.init`, but for the parts that `init_except` names.
+
+    Raises VLFormerError where that is nothing known, does not fit, or would run code when loaded.
+    """
+    offer = _offer(config)
+    excepted = _excepted(offer.model, config)
+    taken = {name: tensor for name, tensor in offer.taken.items() if name not in excepted}
+    offer.model.load_state_dict(offer.model.state_dict() | taken)
+    reasons = {**offer.lacking, **dict.fromkeys(excepted, "named in init_except")}
+    ours: Iterable[tuple[str, Fate, str, int]] = (
+        (name, *_origin(name, offer, taken, reasons), tensor.numel())
+        for name, tensor in offer.model.state_dict().items()
+        if not name.endswith(BOOKKEEPING)
+    )
+    theirs: Iterable[tuple[str, Fate, str, int]] = (
+        (name, "not used", reason, numel) for name, (numel, reason) in offer.unused.items()
+    )
+    return offer.model, Initialisation(
+        source=config.init or "",
+        kind=offer.kind,
+        leak=offer.leak[0],
+        leak_reason=offer.leak[1],
+        rows=(*rows_of(ours), *rows_of(theirs)),
+        files=tuple((str(path), file_sha256(path)) for path in offer.files),
+    )
+
+
+def _offer(config: Config) -> _Offer:
+    if config.init is None:
+        return _Offer("pretrained parts", build_model(config.model), config.model)
+    kind, _, name = config.init.partition(":")
+    if kind == "timm" and name:
+        return _timm(config.model, name)
+    if kind == "open_clip" and name:
+        return _open_clip(config.model, name)
+    path = find_weights(config.init)
+    if not path.exists():
+        raise VLFormerError(f"init {config.init!r} is no file, nor embedded, timm:NAME, open_clip:MODEL/TAG: mend it")
+    return _vlformer(config, path) if _is_vlformers(path) else _mask2former(config.model, path)
+
+
+def _is_vlformers(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return bool((file.metadata() or {}).get("format") == FORMAT)
+    except (SafetensorError, OSError):
+        return False
+
+
+def _vlformer(config: Config, path: Path) -> _Offer:
+    loaded = load_weights(path)
+    changed = differences(to_tree(loaded.config), to_tree(config.model))
+    changed = [difference for difference in changed if difference.split()[0] not in FREE_FIELDS]
+    if changed:
+        raise VLFormerError(f"init {config.init} is another model: {'; '.join(changed)}")
+    model = build_model(config.model, pretrained=bool(config.init_except))
+    leak = _leak_of(loaded)
+    return _Offer("vlformer", model, config.model, loaded.model.state_dict(), leak=leak, files=(path,))
+
+
+def _leak_of(loaded: LoadedModel) -> tuple[Leak, str]:
+    if loaded.path == EMBEDDED:
+        return "clean", "trained on drawn scenes from ImageNet weights"
+    if loaded.manifest.get("initialisation", {}).get("leak") == "leaky":
+        return "leaky", "it was trained from leaky weights itself"
+    data = ", ".join(source.get("name", "?") for source in loaded.manifest.get("data", []))
+    return "unknown", f"trained on {data or 'data that the file does not name'}"
+
+
+def _timm(config: ModelConfig, name: str) -> _Offer:
+    """Also the pixels' mean and standard deviation must agree: they are not part of the weights."""
+    built = replace(config, backbone=replace(config.backbone, weights="none"))
+    model, other = build_model(built), build_backbone(BackboneConfig(name=name, weights="timm"), pretrained=True)
+    own, found = model.backbone.net.state_dict(), other.net.state_dict()
+    misfits = [n for n in sorted({*own, *found}) if n not in own or n not in found or own[n].shape != found[n].shape]
+    for buffer in ("pixel_mean", "pixel_std"):
+        if not torch.equal(getattr(model.backbone, buffer), getattr(other, buffer)):
+            misfits.append(buffer)
+    if misfits:
+        raise VLFormerError(
+            f"init timm:{name} does not fit the backbone {config.backbone.name!r}: {len(misfits)} tensors differ, the "
+            f"first is {misfits[0]}; set model.backbone.name to {name!r}"
+        )
+    return _Offer("timm", model, built, {f"backbone.net.{n}": tensor for n, tensor in found.items()})
+
+
+def _open_clip(config: ModelConfig, name: str) -> _Offer:
+    """The towers' settings must agree, and not only shapes: activations have none."""
+    architecture, slash, tag = name.partition("/")
+    if not slash:
+        raise VLFormerError(f"init open_clip:{name} names no weights: say open_clip:MODEL/TAG, as in ViT-B-16/openai")
+    own, other = (_tower_settings(n) for n in (config.text.name, architecture))
+    if other is not None and own != other:
+        raise VLFormerError(
+            f"init open_clip:{name} does not fit the text tower {config.text.name!r}: set model.text.name to "
+            f"{architecture!r}"
+        )
+    source = TextConfig(name=architecture, weights=tag)
+    found = build_text_encoder(source, dim=config.dim, pretrained=True).tower.state_dict()
+    built = replace(config, text=replace(config.text, weights="none"))
+    taken = {f"text_encoder.tower.{n}": tensor for n, tensor in found.items()}
+    return _Offer("open_clip", build_model(built), built, taken)
+
+
+def _tower_settings(name: str) -> dict[str, Any] | None:
+    settings = open_clip.get_model_config(name)
+    return None if settings is None else {key: settings.get(key) for key in ("text_cfg", "quick_gelu")}
+
+
+def _mask2former(config: ModelConfig, path: Path) -> _Offer:
+    theirs, model = plain_names(read_tensors(path)), build_model(config)
+    try:
+        found = fit(theirs, model.state_dict(), heads=config.heads, their_heads=heads_of(path))
+    except VLFormerError as error:
+        raise VLFormerError(f"{path} {error}") from error
+    if not found.taken:
+        why = "; ".join(list(dict.fromkeys(found.unused.values()))[:3])
+        raise VLFormerError(f"nothing in {path} fits the model {config.name!r}: {why}")
+    leak: tuple[Leak, str] = ("unknown", f"its head tells {found.classes} classes apart, of which data is not said")
+    if found.classes in SAW_COCO:
+        leak = ("leaky", f"trained on {SAW_COCO[found.classes]}, RefCOCO's evaluation pictures among it")
+    unused = {name: (theirs[name].numel(), reason) for name, reason in found.unused.items()}
+    kind, files = f"Mask2Former, {found.layout}'s layout", tuple(weights_files(path))
+    return _Offer(kind, model, config, found.taken, found.lacking, unused, leak, files)
+
+
+def _excepted(model: VLFormer, config: Config) -> set[str]:
+    """The tensors that `init_except` names."""
+    if config.init_except and config.init is None:
+        raise VLFormerError("init_except says what not to take from init, which is not given: drop it, or give init")
+    state, excepted = model.state_dict(), set()
+    for beginning in config.init_except:
+        names = {name for name in state if name.startswith(beginning)}
+        if not names:
+            raise VLFormerError(f"init_except: no parameter's name begins with {beginning!r}")
+        excepted |= names
+    return excepted
+
+
+def _origin(name: str, offer: _Offer, taken: Mapping[str, Tensor], reasons: Mapping[str, str]) -> tuple[Fate, str]:
+    """`taken` or `new`, and a note."""
+    if name in taken:
+        return "taken", offer.kind
+    backbone, text = offer.built.backbone, offer.built.text
+    if name.startswith("backbone.net.") and backbone.weights != "none":
+        return "taken", f"{backbone.name}, weights {backbone.weights!r}"
+    if name.startswith("text_encoder.tower.") and text.name != "small" and text.weights != "none":
+        return "taken", f"{text.name}, weights {text.weights!r}"
+    return "new", reasons.get(name, "at random")

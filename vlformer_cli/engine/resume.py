@@ -1,0 +1,103 @@
+"""Which checkpoint a run goes on from, and whether its config is still the one that it began with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vlformer_cli.config import Config, from_tree, to_tree
+from vlformer_cli.engine.checkpoint import remove_partials
+from vlformer_cli.engine.distributed import World
+from vlformer_cli.engine.run_folder import Checkpoints
+from vlformer_cli.report.say import say
+from vlformer_cli.types import VLFormerError
+
+MAY_CHANGE = (
+    "data.workers",
+    "train.accumulate",
+    "train.device",
+    "train.eval_every",
+    "train.keep",
+    "train.log_every",
+    "train.save_every",
+    "train.tensorboard",
+    "train.text_cache",
+    "train.threads",
+    "train.wandb",
+)
+"""Fields that say how the run is done and not what it computes (but for rounding)."""
+
+
+def state_to_start_from(
+    checkpoints: Checkpoints, config: Config, output: Path, world: World, *, resume: bool
+) -> dict[str, Any] | None:
+    """The newest whole state of the run in `output`; None where a new run begins.
+
+    Raises VLFormerError if there is a run and `resume` is False, if all checkpoints are damaged, if the processes do
+    not see the same one, or if the config changed since.
+    """
+    step, state = newest_state(checkpoints) if resume else (None, None)
+    # all look before any writes, so that a second process does not take the first one's folder for an old run
+    is_there = bool(checkpoints.steps()) or (output / "metrics.jsonl").exists()
+    views = world.gather((step, is_there and not resume))
+    if any(refused for _, refused in views):
+        raise VLFormerError(f"{output} holds a run already: add --resume, or give another --output")
+    if len({step for step, _ in views}) > 1:
+        raise VLFormerError(
+            f"the processes see checkpoints of steps {[s for s, _ in views]}: share the folder {output}"
+        )
+    if state is not None:
+        refuse_changes(state["config"], config, output)
+    if world.is_first:
+        _make_ready(checkpoints, output, step, state, world)
+    return state
+
+
+def _make_ready(
+    checkpoints: Checkpoints, output: Path, step: int | None, state: dict[str, Any] | None, world: World
+) -> None:
+    """Puts damaged checkpoints aside, removes what a killed process left half written, and says where it goes on."""
+    for folder in (output, checkpoints.folder):
+        remove_partials(folder)
+    if step is None or state is None:
+        return
+    for newer in checkpoints.steps():
+        if newer > step:
+            say(f"resume: {checkpoints.path(newer)} is damaged; it is kept as {checkpoints.put_aside(newer).name}")
+    processes = len(state["rng"])
+    change = "" if processes == world.size else f", begun with {processes} processes and now with {world.size}"
+    say(f"resume: going on after step {step} from {checkpoints.path(step)}{change}")
+
+
+def newest_state(checkpoints: Checkpoints) -> tuple[int | None, dict[str, Any] | None]:
+    """The newest whole state and its step; None where there is none. Raises VLFormerError where all are damaged."""
+    damaged: list[str] = []
+    for step, state in checkpoints.load_newest():
+        if state is not None:
+            return step, state
+        damaged.append(str(checkpoints.path(step)))
+    if damaged:
+        raise VLFormerError(f"no checkpoint can be read, all are damaged: {', '.join(damaged)}; start a new run")
+    return None, None
+
+
+def refuse_changes(old: dict[str, Any], config: Config, folder: Path) -> None:
+    """Raises VLFormerError that names each field on which the run's numbers depend and that changed."""
+    before = to_tree(from_tree(Config, old, where=f"{folder}: its checkpoint"))  # with newer fields' defaults
+    changed = [d for d in differences(before, to_tree(config)) if not d.startswith(tuple(f"{f} " for f in MAY_CHANGE))]
+    if changed:
+        raise VLFormerError(
+            f"the config changed since the run in {folder} began: {'; '.join(changed)}. Undo that, or change --output"
+        )
+
+
+def differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """`field was X, is Y` for every leaf that differs.
+
+    >>> differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}})
+    ['a.c was 2, is 3']
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted({*old, *new})
+        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{where}.{k}" if where else str(k))]
+    return [] if old == new else [f"{where} was {old!r}, is {new!r}"]

@@ -1,0 +1,273 @@
+"""The state of a training run: the things built from its config, and everything that the next step depends on."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import yaml
+from torch.utils.data import DataLoader
+
+from vlformer_cli.config import Config, to_tree
+from vlformer_cli.data.build import build_training_data, open_split
+from vlformer_cli.engine.build import build_stepper
+from vlformer_cli.engine.checkpoint import save_weights, write_atomically
+from vlformer_cli.engine.device import memory_used
+from vlformer_cli.engine.distributed import World
+from vlformer_cli.engine.evaluate import evaluate
+from vlformer_cli.engine.manifest import resumed_manifest, run_manifest, write_json
+from vlformer_cli.engine.predict import Predictor
+from vlformer_cli.engine.resume import state_to_start_from
+from vlformer_cli.engine.rng import restore_rng, rng_state
+from vlformer_cli.engine.run_folder import Checkpoints, read_rows, save_batches
+from vlformer_cli.engine.run_log import RunLog
+from vlformer_cli.engine.step import StepResult
+from vlformer_cli.engine.weights_table import COLUMNS
+from vlformer_cli.loss.criterion import Counts
+from vlformer_cli.model.vlformer import VLFormer
+from vlformer_cli.report.curves import save_curves
+from vlformer_cli.report.live import Now
+from vlformer_cli.report.say import say, show_table
+from vlformer_cli.types import Batch, VLFormerError
+
+
+class Run:
+    """`with Run(...) as run`: a run in its folder, new or resumed. Each process of a job has one; the first writes."""
+
+    def __init__(self, config: Config, output: Path, world: World, *, resume: bool) -> None:
+        """Raises VLFormerError if `output` holds a run and `resume` is False, or the config changed since."""
+        self.config, self.output, self.world = config, output, world
+        self.step = self.expressions = self.cut = self.skipped = self._bad_in_a_row = 0
+        self.best: tuple[float, int] | None = None
+        self._began = time.monotonic()
+        self.checkpoints = Checkpoints(output / "checkpoints", config.train.keep)
+        self.data = build_training_data(config, rank=world.rank, size=world.size)
+        self.val = open_split(config.data.val) if config.data and config.data.val else None
+        state = state_to_start_from(self.checkpoints, config, output, world, resume=resume)
+        self.stepper, self.initialisation = build_stepper(config, world, anew=state is None)
+        self.model, self.device = self.stepper.model, self.stepper.device
+        self.optimizer, self.average = self.stepper.optimizer, self.stepper.average
+        self.manifest = run_manifest(config, world, self.initialisation)
+        self._saved_at: int | None = None
+        if state is not None:
+            self._load(state)
+        if world.is_first:
+            self._write_folder()
+
+    def __enter__(self) -> Run:
+        self._log = RunLog(self.output, self.config.train, resumed_at=self.step) if self.world.is_first else None
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._log is not None:
+            self._log.close()
+
+    def introduce(self) -> None:
+        """Says what this run is about to do, and where its weights came from."""
+        settings, data = self.config.train, self.config.data
+        assert data is not None
+        share = data.images_per_step // (self.world.size * settings.accumulate)
+        say(
+            f"{self.config.model.name}: {settings.steps} steps on {self.device.type}, each of {data.images_per_step} "
+            f"pictures (processes {self.world.size} x forwards {settings.accumulate} x pictures {share}) with up to "
+            f"{data.expressions_per_image} expressions"
+        )
+        if self.initialisation is not None:
+            say(f"weights: {self.initialisation.summary}")
+            if self.config.init is not None:
+                show_table(COLUMNS, self.initialisation.table())
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all steps have been taken."""
+        return self.step >= self.config.train.steps
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the run so far, that of earlier processes included."""
+        return time.monotonic() - self._began
+
+    @property
+    def best_weights(self) -> VLFormer:
+        """The moving average where there is one."""
+        return self.model if self.average is None else self.average.module  # type: ignore[return-value]
+
+    def batches(self) -> Iterator[tuple[Batch, ...]]:
+        """This process's part of each of the steps that are left."""
+        assert self.config.data is not None
+        workers = self.config.data.workers
+        loader: DataLoader[tuple[Batch, ...]] = DataLoader(
+            self.data,
+            batch_size=None,
+            sampler=range(self.step, self.config.train.steps),
+            num_workers=workers,
+            generator=torch.Generator(),  # its own, so that making the loader leaves the global one as it is
+            worker_init_fn=_one_thread,
+            pin_memory=self.device.type == "cuda",
+            # a fork would copy OpenCV's and OpenMP's thread pools without their threads, and hang on first use
+            multiprocessing_context="spawn" if workers else None,
+        )
+        return iter(loader)
+
+    def take(self, batches: Sequence[Batch], counts: Counts) -> StepResult:
+        """The next step. Raises VLFormerError after too many in a row whose loss is not finite."""
+        result = self.stepper.take(self.step, batches, counts.to(self.device))
+        is_bad = not result.is_finite or (not math.isfinite(result.gradient_norm) and not self.stepper.may_overflow)
+        self.skipped += is_bad
+        self._bad_in_a_row = self._bad_in_a_row + 1 if is_bad else 0
+        if self._bad_in_a_row >= self.config.train.max_bad_steps:
+            self._give_up(batches)
+        self.step += 1
+        self.expressions += int(counts.expressions)
+        self.cut += sum(batch.cut for batch in batches)
+        return result
+
+    def due(self, every: int, *, after: int = 0) -> bool:
+        """Whether something that happens every so many steps happens now, or `after` so many more steps."""
+        step = self.step + after
+        return step % every == 0 or step == self.config.train.steps
+
+    def now(self, result: StepResult) -> Now:
+        """What the display shows."""
+        notes = [f"{self.skipped} steps skipped"] * bool(self.skipped) + [f"{self.cut} expressions cut"] * bool(
+            self.cut
+        )
+        notes += [f"best {self.best_text}"] * bool(self.best_text)
+        losses = {"loss": result.total, "class": result.class_, "bce": result.bce, "dice": result.dice}
+        return Now(self.step, losses, self._lr(), self.expressions, memory_used(self.device), ", ".join(notes))
+
+    def log_step(self, result: StepResult, rate: float) -> None:
+        """A row of losses."""
+        losses = {"loss": result.total, "class": result.class_, "bce": result.bce, "dice": result.dice}
+        rest = {"lr": self._lr(), "gradient_norm": result.gradient_norm, "expressions_per_second": round(rate, 2)}
+        self._write({name: _finite(value) for name, value in {**losses, **rest}.items()})
+
+    def draw_curves(self) -> None:
+        """`curves.png`, from all of `metrics.jsonl`."""
+        rows, title = read_rows(self.output / "metrics.jsonl"), f"{self.config.model.name}: {self.output}"
+        path = self.output / "curves.png"
+        if rows:
+            self._try(str(path), lambda: write_atomically(path, lambda partial: save_curves(rows, partial, title)))
+
+    def evaluate(self) -> float:
+        """Writes the weights for use, evaluates them, keeps the best; returns the seconds that took."""
+        began = time.monotonic()
+        self.save_for_use()
+        if self.val is not None:
+            predictor, limit = Predictor(self.best_weights, self.config.model), self.config.train.eval_samples
+            found = evaluate(predictor, self.val, limit=limit, title="val", world=self.world)
+            self._write({"val": found.to_json()})
+            value = float(getattr(found.summary, self.config.train.best_by))
+            if self.best is None or value > self.best[0]:
+                self.best = (value, self.step)
+                self.save_for_use("best.safetensors")
+        return time.monotonic() - began
+
+    @property
+    def best_text(self) -> str:
+        """Metric, value in percent, data and step of the best weights; empty before the first evaluation."""
+        if self.best is None:
+            return ""
+        value, step = self.best
+        return f"{self.config.train.best_by} {100 * value:.2f} on {self.val.name if self.val else '?'} at step {step}"
+
+    def save_for_use(self, name: str = "model.safetensors", *, needed: bool = False) -> Path:
+        """Writes the weights for use; the first process does. A full disk is an error where they are `needed`."""
+        path = self.output / name
+        manifest = {**self.manifest, "step": self.step, "finished": self.is_finished}
+        if self.world.is_first:
+            weights = self.best_weights
+            self._try(str(path), lambda: save_weights(path, weights, self.config.model, manifest), needed=needed)
+        return path
+
+    def save(self, *, needed: bool = False) -> float:
+        """Writes a checkpoint and returns the seconds that took. A full disk costs the checkpoint, not the run.
+
+        `needed`: it is the last thing that the run does, so that OSError is raised instead.
+        """
+        began = time.monotonic()
+        states = self.world.gather(rng_state())
+        if self.world.is_first and self._saved_at != self.step:
+            self._try("a checkpoint", lambda: self._save(states), needed=needed)
+        return time.monotonic() - began
+
+    def _save(self, rng_states: list[dict[str, Any]]) -> None:
+        self.checkpoints.save(self.step, self._state(rng_states))
+        self._saved_at = self.step
+
+    def _state(self, rng_states: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "config": to_tree(self.config),
+            "manifest": self.manifest,
+            "step": self.step,
+            "counters": [self.expressions, self.cut, self.skipped, self._bad_in_a_row],
+            "best": self.best,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.stepper.scaler.state_dict(),
+            "rng": rng_states,
+        }
+
+    def _write_folder(self) -> None:
+        self.output.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(to_tree(self.config), sort_keys=False)
+        write_atomically(self.output / "config.yaml", lambda p: p.write_text(text, encoding="utf-8"))
+        write_json(self.output / "manifest.json", self.manifest)
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.manifest = resumed_manifest(state["manifest"], self.manifest, state["step"], self.output)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.stepper.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.step = state["step"]
+        self.expressions, self.cut, self.skipped, self._bad_in_a_row = state["counters"]
+        self.best = None if state["best"] is None else (state["best"][0], state["best"][1])
+        self._began -= state["seconds"]
+        restore_rng(state["rng"][self.world.rank % len(state["rng"])])
+
+    def _give_up(self, batches: Sequence[Batch]) -> None:
+        """Keeps the batch that this process saw last, and ends the run."""
+        path = self.output / f"bad-batch-{self.world.rank}.pt"
+        self._try(str(path), lambda: save_batches(path, self.step, batches))
+        raise VLFormerError(
+            f"the loss was not finite in {self._bad_in_a_row} steps in a row, to step {self.step}: lower train.lr or "
+            f"train.clip; the last batch is in {path.with_name('bad-batch-*.pt')} (torch.load)"
+        )
+
+    def _try(self, what: str, write: Any, *, needed: bool = False) -> None:
+        try:
+            write()
+        except OSError as error:
+            if needed:
+                raise
+            say(f"step {self.step}: {what} could not be written ({error}); the run goes on, make room")
+
+    def _write(self, row: dict[str, Any]) -> None:
+        if self._log is not None:
+            counters = {"expressions": self.expressions, "cut": self.cut, "skipped": self.skipped}
+            self._log.write({"step": self.step, "seconds": round(self.seconds, 1), **counters, **row})
+
+    def _lr(self) -> float:
+        """Of the step that was taken last."""
+        return self.stepper.schedule.scale(max(0, self.step - 1)) * self.config.train.lr
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no other numbers."""
+    return value if math.isfinite(value) else None
+
+
+def _one_thread(_: int) -> None:
+    import cv2
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)

@@ -1,0 +1,133 @@
+"""One optimiser step, over any number of processes and accumulated forwards, in any precision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from vlformer_cli.config import TrainConfig
+from vlformer_cli.engine.distributed import World
+from vlformer_cli.engine.optim import Schedule
+from vlformer_cli.loss.criterion import Counts, Criterion, Losses
+from vlformer_cli.model.vlformer import VLFormer
+from vlformer_cli.types import Batch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one step came to, over all processes."""
+
+    total: float
+    class_: float
+    bce: float
+    dice: float
+    gradient_norm: float
+    """Before clipping."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the losses are."""
+        return all(math.isfinite(value) for value in (self.total, self.class_, self.bce, self.dice))
+
+
+class Objective(nn.Module):
+    """Model and criterion as one module with one tensor as result, which is what DDP can wrap."""
+
+    def __init__(self, *, model: VLFormer, criterion: Criterion, device_type: str, precision: str) -> None:
+        super().__init__()
+        self.model, self.criterion = model, criterion
+        self.device_type, self.dtype = device_type, DTYPES[precision]
+
+    def forward(self, batch: Batch, counts: Counts) -> Tensor:
+        """Four numbers, the fields of `Losses`: this batch's part of the step's losses."""
+        with torch.autocast(self.device_type, self.dtype, enabled=self.dtype != torch.float32):
+            output = self.model(batch.images, batch.pixel_valid, batch.tokens, batch.image_index)
+        losses: Losses = self.criterion(output, batch, counts)
+        return torch.stack([losses.total, losses.class_, losses.bce, losses.dice])
+
+
+class Stepper:
+    """Changes the model by one step at a time. A step with a loss or gradient that is not finite changes nothing."""
+
+    def __init__(
+        self,
+        *,
+        model: VLFormer,
+        criterion: Criterion,
+        optimizer: torch.optim.Optimizer,
+        average: AveragedModel | None,
+        config: TrainConfig,
+        world: World,
+        device: torch.device,
+    ) -> None:
+        self.model, self.optimizer, self.average, self.config = model, optimizer, average, config
+        self.world, self.device, self.schedule = world, device, Schedule(config)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.objective: nn.Module = Objective(
+            model=model, criterion=criterion, device_type=device.type, precision=config.precision
+        )
+        if world.size > 1:
+            self.objective = DistributedDataParallel(
+                self.objective,
+                device_ids=[device] if device.type == "cuda" else None,
+                # with no_sync a static graph drops gradients (pytorch pull request 187732)
+                static_graph=config.accumulate == 1,
+            )
+
+    @property
+    def may_overflow(self) -> bool:
+        """Whether float16 gradients that are not finite are no fault: the loss's scale is still being lowered."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() > 1
+
+    def take(self, step: int, batches: Sequence[Batch], counts: Counts) -> StepResult:
+        """Step `step` (from 0). `counts` are those of the whole step, over all processes."""
+        self.objective.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * self.schedule.scale(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = torch.zeros(4, device=self.device)
+        for number, batch in enumerate(batches, 1):
+            with self._talking(number == len(batches)):
+                losses = self.objective(batch.to(self.device), counts)
+                # DDP takes the mean over processes; the losses are already divided by counts over all of them
+                self.scaler.scale(losses[0] * self.world.size).backward()
+            parts += losses.detach()
+        self.scaler.unscale_(self.optimizer)
+        norm = float(nn.utils.clip_grad_norm_(self._trained(), self.config.clip or math.inf))
+        total, class_, bce, dice = self.world.sum(parts.tolist())
+        result = StepResult(total, class_, bce, dice, norm)
+        self._apply(result)
+        return result
+
+    def _talking(self, is_last: bool) -> AbstractContextManager[None]:
+        """Gradients are exchanged in the last backward of a step alone."""
+        if isinstance(self.objective, DistributedDataParallel) and not is_last:
+            context: AbstractContextManager[None] = self.objective.no_sync()
+            return context
+        return nullcontext()
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def _apply(self, result: StepResult) -> None:
+        """Gradients are the same in all processes, so that they decide the same."""
+        scale = self.scaler.get_scale()
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            stepped = self.scaler.get_scale() >= scale
+        else:
+            stepped = result.is_finite and math.isfinite(result.gradient_norm)
+            if stepped:
+                self.optimizer.step()
+        if stepped and self.average is not None:
+            self.average.update_parameters(self.model)

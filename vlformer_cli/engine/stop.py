@@ -1,0 +1,60 @@
+"""When a run has to stop early: a signal came, or its time is nearly over. Either way it ends with a checkpoint."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Sequence
+from types import FrameType, TracebackType
+from typing import Any
+
+TIME_LIMIT = "its time limit (--max-minutes)"
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+RESERVE = 1.5  # so many times what a step and a checkpoint took at the longest is kept free before the limit
+
+
+class StopRequest:
+    """Inside `with`, the first SIGTERM or SIGINT asks to stop; a second SIGINT of a lone process interrupts at once."""
+
+    def __init__(self, max_minutes: float | None, *, alone: bool) -> None:
+        """`max_minutes`: from now; None: no limit. `alone`: the only process; to several, signals come twice."""
+        self.reason: str | None = None
+        self.alone = alone
+        self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+        self._longest = {"step": 0.0, "checkpoint": 0.0, "evaluation": 0.0}
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def took(self, what: str, seconds: float) -> None:
+        """Notes the duration of a `step`, a `checkpoint` or an `evaluation`, so that the time limit can be kept."""
+        self._longest[what] = max(self._longest[what], seconds)
+
+    def is_wanted(self, *, evaluates: bool) -> bool:
+        """Whether the run should stop before its next step. `evaluates`: an evaluation comes after that."""
+        if self.reason is None and self._deadline is not None:
+            needed = sum(t for what, t in self._longest.items() if evaluates or what != "evaluation")
+            if self._deadline - time.monotonic() < RESERVE * needed:
+                self.reason = TIME_LIMIT
+        return self.reason is not None
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether it was the time limit, and not a signal or another process."""
+        return self.reason == TIME_LIMIT
+
+    def agree(self, reasons: Sequence[str | None]) -> None:
+        """Takes over the reason of the process that has one; of several, a signal."""
+        given = [reason for reason in reasons if reason]
+        self.reason = next((reason for reason in given if reason != TIME_LIMIT), given[0] if given else None)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.reason is not None and number == signal.SIGINT and self.alone:
+            raise KeyboardInterrupt
+        self.reason = signal.Signals(number).name

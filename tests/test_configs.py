@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import torch
 from skimage import data
 from small_model import SMALL
 
-from vlformer_cli.config import Config, ModelConfig, from_tree, load_config, to_tree
+from vlformer_cli.config import Config, LossConfig, ModelConfig, TrainConfig, from_tree, load_config, to_tree
+from vlformer_cli.data.sources.published import PUBLISHED, resolve_dataset
+from vlformer_cli.engine.weights_table import leak_of_tag
 from vlformer_cli.loss.build import build_criterion
 from vlformer_cli.model.build import build_backbone, build_model, load_in_order, package_weights
 from vlformer_cli.model.vlformer import VLFormer
@@ -32,15 +35,30 @@ MILLIONS = {
     "vlformer-r101": {"backbone.net": 42.5, "text_encoder.tower": 63.2, "decoder": 11.3},
     "vlformer-swin-b": {"backbone.net": 86.9, "text_encoder.tower": 63.2, "decoder": 11.3},
 }
+"""By how the names of models begin."""
+PREPARED = {"refcoco": "refcoco-unc", "refcocoplus": "refcoco+-unc", "refcocog": "refcocog-umd"}
+RECIPES = {
+    *(f"{data}-{size}" for data in PREPARED for size in ("r50", "r101")),
+    "refcoco-r50-leaky",
+    "mixed-swin-b",
+}
 
 
 def count(model: VLFormer, part: str) -> float:
     return sum(p.numel() for p in model.get_submodule(part).parameters()) / 1e6
 
 
-def test_there_are_configs_for_every_size() -> None:
+def is_of_the_family(path: Path) -> bool:
+    """Whether it trains on RefCOCO, RefCOCO+ or G-Ref."""
+    data = load_config(path).data
+    return data is not None and any("refcoco" in source.path for source in data.train)
+
+
+def test_there_are_configs_for_every_size_and_data_set() -> None:
     names = {load_config(path).model.name for path in FILES}
     assert names >= {"vlformer-r50", "vlformer-r101", "vlformer-swin-b", "vlformer-tiny"}
+    assert len(names) == len(FILES)
+    assert {path.stem for path in FILES} >= RECIPES
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -50,8 +68,52 @@ def test_every_config_is_built_and_its_first_line_runs_it(path: Path) -> None:
     assert from_tree(Config, to_tree(config)) == config
     model = build_model(config.model, pretrained=False)
     build_criterion(config.loss)
-    for part, millions in MILLIONS.get(config.model.name, {}).items():
+    sizes = [parts for name, parts in MILLIONS.items() if config.model.name.startswith(name)]
+    assert len(sizes) == (not config.model.name.startswith("vlformer-tiny"))
+    for part, millions in sizes[0].items() if sizes else ():
         assert count(model, part) == pytest.approx(millions, rel=0.02), part
+
+
+@pytest.mark.parametrize("path", list(filter(is_of_the_family, FILES)), ids=lambda path: path.stem)
+def test_the_second_line_says_clean_or_leaky_as_the_start_is(path: Path) -> None:
+    config, line = load_config(path), path.read_text().splitlines()[1]
+    (mark,) = {"clean", "leaky"} & set(re.findall(r"[a-z]+", line))
+    backbone = timm.get_pretrained_cfg(config.model.backbone.name)
+    parts_are_clean = leak_of_tag(backbone.tag)[0] == "clean" and config.model.text.weights == "openai"
+    starts_from_parts = config.init is None or config.init.startswith(("timm:", "open_clip:"))
+    assert mark == ("clean" if parts_are_clean and starts_from_parts else "leaky")
+    assert (mark == "leaky") == path.stem.endswith("leaky")
+
+
+def test_the_recipe_is_the_originals_but_for_the_data_and_the_backbone() -> None:
+    """The defaults are the original's, and so the files say nothing else, but for mixed precision."""
+    for path in FILES:
+        if path.stem in RECIPES - {"mixed-swin-b"}:
+            config = load_config(path)
+            assert config.data is not None
+            assert config.loss == LossConfig()
+            assert replace(config.train, precision="fp32") == TrainConfig()
+            assert (config.data.images_per_step, config.data.short_sides) == (8, (360, 480))
+            assert config.data.train[0].path == config.data.val.path == PREPARED[path.stem.split("-")[0]]  # type: ignore[union-attr]
+
+
+def test_data_sets_are_named_as_prepare_data_names_their_folders() -> None:
+    for path in filter(is_of_the_family, FILES):
+        data = load_config(path).data
+        assert data is not None
+        for source in (*data.train, *([data.val] if data.val else [])):
+            dataset, _, split_by = Path(source.path).name.rpartition("-")
+            assert resolve_dataset(dataset, split_by) == (dataset, split_by)
+            assert source.split in PUBLISHED[dataset, split_by]
+
+
+def test_the_mixed_recipe_trains_on_all_three_averages_and_anneals() -> None:
+    config = load_config(FOLDER / "mixed-swin-b.yaml")
+    assert config.data is not None
+    assert {Path(source.path).name for source in config.data.train} == set(PREPARED.values())
+    assert all(Path(source.path).parent.name == "mixed" for source in config.data.train)
+    assert "--exclude-eval-images" in (FOLDER / "mixed-swin-b.yaml").read_text()
+    assert (config.train.schedule, config.train.ema > 0.999) == ("cosine", True)
 
 
 def test_the_tiny_model_is_small() -> None:

@@ -29,7 +29,7 @@ def job(small_run: Config) -> Config:
     return replace(
         small_run,
         data=replace(small_run.data, images_per_step=4),
-        train=replace(small_run.train, steps=20, lr=1e-4, warmup=20, eval_every=20, eval_samples=20, save_every=5),
+        train=replace(small_run.train, steps=20, lr=1e-4, warmup=100, eval_every=20, eval_samples=20, save_every=5),
     )
 
 

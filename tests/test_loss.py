@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.testing import assert_close
 
 from vlformer_cli.config import LossConfig
@@ -96,7 +97,7 @@ def test_read_points_is_bilinear_between_cell_centres() -> None:
     maps_NCYX = torch.randn(2, 3, 5, 7)
     place_NK2 = torch.rand(2, 40, 2)
     place_NK2[0, 0], place_NK2[0, 1] = torch.tensor([0.0, 0.0]), torch.tensor([1.0, 1.0])
-    found = read_points(maps_NCYX, place_NK2)
+    found = read_points(maps_NCYX, place_NK2, torch.ones(2, 2))
     for n in range(2):
         for k in range(40):
             x = min(max(float(place_NK2[n, k, 0]) * 7 - 0.5, 0), 6)
@@ -107,6 +108,26 @@ def test_read_points_is_bilinear_between_cell_centres() -> None:
             c, d = maps_NCYX[n, :, top + 1, left], maps_NCYX[n, :, top + 1, left + 1]
             expected = (1 - down) * ((1 - right) * a + right * b) + down * ((1 - right) * c + right * d)
             assert_close(found[n, :, k], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_canvas_around_a_picture_changes_no_loss() -> None:
+    """A picture of 90 x 70 pixels, whose last cells are partly padding; beyond them there is anything."""
+    torch.manual_seed(5)
+    masks = torch.zeros(3, 96, 96, dtype=torch.bool)
+    masks[0, 60:70, 50:90], masks[1, :20, 85:90], masks[2, 5:70, :90] = True, True, True
+    valid = torch.zeros(3, 96, 96, dtype=torch.bool)
+    valid[:, :70, :90] = True
+    classes, logits = torch.randn(3, 2, 2), torch.randn(3, 2, 24, 24)
+    found = []
+    for height, width in ((96, 96), (160, 128)):
+        wide_masks, wide_valid = (pad(x, (0, width - 96, 0, height - 96)) for x in (masks, valid))
+        wide_logits = torch.randn(3, 2, height // 4, width // 4)
+        wide_logits[..., :18, :23] = logits[..., :18, :23]
+        batch = replace(make_batch(wide_masks), pixel_valid=wide_valid, slots=torch.tensor([4, 9, 2]))
+        output = VLFormerOutput(classes, wide_logits, (Prediction(classes, wide_logits),), wide_logits[:, 0])
+        losses = criterion(500)(output, batch)
+        found.append(torch.stack([losses.total, losses.class_, losses.bce, losses.dice]))
+    assert_close(found[0], found[1], atol=2e-6, rtol=1e-6)
 
 
 def test_points_cover_the_valid_part_and_nothing_else() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from vlformer_cli.config import Config
 from vlformer_cli.data.scenes.generate import generate_scenes
 from vlformer_cli.data.store import file_sha256
 from vlformer_cli.engine.run import Run
+from vlformer_cli.engine.run_folder import Checkpoints
 from vlformer_cli.engine.step import StepResult
 from vlformer_cli.engine.train import train
 from vlformer_cli.types import VLFormerError
@@ -259,12 +261,33 @@ def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_not_the_run(
     with full:
         trained = train(small_run, tmp_path / "run")
     said = capsys.readouterr().err
-    assert "step 3: " in said
-    assert "step 4: a checkpoint could not be written" in said
-    assert "the run goes on, make room" in said
+    assert "model.safetensors could not be written" in said
+    assert re.search(r"step 4: .*step-00000004.pt could not be written: .*; the run goes on", said)
     assert weights_of(trained.weights) == expected
     assert [n for n in checkpoints(tmp_path / "run") if n.endswith(".pt")] == ["step-00000002.pt", "step-00000006.pt"]
     assert not list((tmp_path / "run").rglob("*.partial-*"))
+
+
+def test_on_a_full_disk_the_older_checkpoints_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Checkpoints(tmp_path, keep=3)
+    for step in (1, 2):
+        kept.save(step, {"step": step})
+    room = 2  # checkpoints: a third fails as long as two are there
+    original = torch.save
+
+    def save(state: Any, path: Path) -> None:
+        if len(kept.steps()) >= room:
+            raise RuntimeError("enforce fail: unexpected pos")
+        original(state, path)
+
+    monkeypatch.setattr(torch, "save", save)
+    kept.save(3, {"step": 3})
+    assert kept.steps() == [3, 2]
+    room = 1
+    with pytest.raises(OSError, match=r"step-00000004\.pt could not be written: enforce fail"):
+        kept.save(4, {"step": 4})
+    assert kept.steps() == [3]
+    assert next(kept.load_newest()) == (3, {"step": 3})
 
 
 def test_a_disk_that_stays_full_ends_the_run_with_one_line(

@@ -1,7 +1,7 @@
 """One canvas for all pictures of a step, whichever process and forward they fall to.
 
-A convolution sees the padding beside a picture, so that the canvas's size changes features a little. With one size for
-the whole step, the numbers do not depend on how its pictures are dealt.
+The canvas changes no number but by rounding, as places are fractions of it. With one size for the whole step not even
+that depends on how its pictures are dealt. All wait for the largest picture of a step anyway.
 
 Letters: B images, N expressions, H W pixels.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from vlformer_cli.types import VLFormerError, one_line
 EMBEDDED = Path(__file__).parents[1] / "assets" / "vlformer-tiny.safetensors"
 FORMAT = "vlformer-1"
 PARTIAL = ".partial-"  # in the names of files that are being written
+FULL = 2**20  # bytes left of a full disk, at most
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         partial.chmod(0o644)
         partial.replace(path)
-    except (RuntimeError, SafetensorError) as error:  # what torch.save and safetensors make of a full disk
-        raise OSError(f"{path} could not be written: {one_line(error)}") from error
+    except (OSError, RuntimeError, SafetensorError) as error:  # the latter: what torch.save and safetensors make of it
+        is_full = shutil.disk_usage(path.parent).free < FULL
+        raise OSError(f"{path} could not be written: {'no space left' if is_full else one_line(error)}") from error
     finally:
         partial.unlink(missing_ok=True)
 

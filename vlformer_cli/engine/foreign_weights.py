@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -46,19 +48,28 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _read(path: Path) -> dict[str, Tensor]:
     readers: dict[str, Callable[[Path], Any]] = {".safetensors": load_file, ".pkl": _load_pickle}
     try:
-        found = readers.get(path.suffix, _load_torch)(path)
+        is_torchs = zipfile.is_zipfile(path)  # whatever its ending
+        found = _load_torch(path) if is_torchs else readers.get(path.suffix, _load_torch)(path)
         return _tensors(found)
     except VLFormerError as error:
         raise VLFormerError(f"{path} {error}") from error
     except OSError as error:
         raise VLFormerError(f"{path} cannot be read ({error.strerror or one_line(error)}): check the path") from error
-    except Exception as error:  # damaged bytes raise nearly anything; torch says so of code too, and names it
+    except Exception as error:  # damaged bytes raise nearly anything
         why = one_line(error)[:300]
         raise VLFormerError(f"{path} is damaged or not a plain weights file ({why}): fetch it again") from error
 
 
 def _load_torch(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        with warnings.catch_warnings():  # of pickles that are not torch's own
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's own text tells how to run the code all the same
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        raise VLFormerError(
+            _runs_code(named[1]) if named else "is damaged or no weights file: fetch it again"
+        ) from error
 
 
 def _load_pickle(path: Path) -> Any:
@@ -125,6 +136,8 @@ ADMITTED: dict[str, Any] = {
     "numpy.core.multiarray._reconstruct": lambda *_: _Array(),
     "numpy.core.multiarray.scalar": _scalar,
     "numpy.core.numeric._frombuffer": lambda data, dtype, shape, order: _Array().fill(data, dtype, shape, order),
+    "_codecs.encode": lambda text, *_: text.encode("latin-1"),  # bytes as Python 3 writes them for Python 2
+    "__builtin__.bytes": lambda *_: b"",  # the same, of none
 }
 """All that a pickle may name, and what it gets for it."""
 
@@ -133,5 +146,9 @@ class _ArrayUnpickler(pickle._Unpickler):  # in Python: on damaged files the one
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}".replace("numpy._core.", "numpy.core.")
         if full not in ADMITTED:
-            raise VLFormerError(f"would run {module}.{name} when loaded, which no plain weights file does: delete it")
+            raise VLFormerError(_runs_code(f"{module}.{name}"))
         return ADMITTED[full]
+
+
+def _runs_code(name: str) -> str:
+    return f"would run {name} when loaded, which no plain weights file does: do not use it"

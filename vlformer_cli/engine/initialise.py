@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import open_clip
+import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -18,14 +19,16 @@ from vlformer_cli.engine.checkpoint import EMBEDDED, FORMAT, LoadedModel, find_w
 from vlformer_cli.engine.foreign_weights import read_tensors, weights_files
 from vlformer_cli.engine.mask2former import BOOKKEEPING, SAW_COCO, fit, heads_of, plain_names
 from vlformer_cli.engine.resume import differences
-from vlformer_cli.engine.weights_table import Fate, Initialisation, Leak, rows_of
+from vlformer_cli.engine.weights_table import CLEAN, Fate, Initialisation, Leak, leak_of_tag, rows_of
 from vlformer_cli.model.build import build_backbone, build_model, build_text_encoder
 from vlformer_cli.model.vlformer import VLFormer
 from vlformer_cli.types import VLFormerError
 
-CLEAN: tuple[Leak, str] = ("clean", "pretrained on ImageNet and as CLIP at most")
-FREE_FIELDS = {"name", "short_side", "max_side", "max_tokens"}
-"""Fields of a model config that weights do not depend on."""
+FREE_FIELDS = {
+    *("name", "short_side", "max_side", "max_tokens"),
+    *("backbone.weights", "backbone.freeze_norm", "backbone.frozen", "text.weights", "text.frozen"),
+}
+"""Fields of a model config that say how weights are come by, trained or used, and not what they compute."""
 
 
 class _Offer(NamedTuple):
@@ -74,7 +77,8 @@ def initial_model(config: Config) -> tuple[VLFormer, Initialisation]:
 
 def _offer(config: Config) -> _Offer:
     if config.init is None:
-        return _Offer("pretrained parts", build_model(config.model), config.model)
+        leak = _leak_of_backbone(config.model.backbone)
+        return _Offer("pretrained parts", build_model(config.model), config.model, leak=leak)
     kind, _, name = config.init.partition(":")
     if kind == "timm" and name:
         return _timm(config.model, name)
@@ -83,7 +87,7 @@ def _offer(config: Config) -> _Offer:
     path = find_weights(config.init)
     if not path.exists():
         raise VLFormerError(f"init {config.init!r} is no file, nor embedded, timm:NAME, open_clip:MODEL/TAG: mend it")
-    return _vlformer(config, path) if _is_vlformers(path) else _mask2former(config.model, path)
+    return _vlformer(config, path) if _is_vlformers(path) else _mask2former(config, path)
 
 
 def _is_vlformers(path: Path) -> bool:
@@ -108,16 +112,26 @@ def _vlformer(config: Config, path: Path) -> _Offer:
 def _leak_of(loaded: LoadedModel) -> tuple[Leak, str]:
     if loaded.path == EMBEDDED:
         return "clean", "trained on drawn scenes from ImageNet weights"
-    if loaded.manifest.get("initialisation", {}).get("leak") == "leaky":
+    start = (loaded.manifest.get("initialisation") or {}).get("leak")
+    if start == "leaky":
         return "leaky", "it was trained from leaky weights itself"
-    data = ", ".join(source.get("name", "?") for source in loaded.manifest.get("data", []))
-    return "unknown", f"trained on {data or 'data that the file does not name'}"
+    data = [source.get("name", "?") for source in loaded.manifest.get("data", [])]
+    if start == "clean" and data and all(name.startswith("scenes-") for name in data):
+        return "clean", "trained on drawn scenes from clean weights"
+    return "unknown", f"trained on {', '.join(data) or 'data that the file does not name'}"
+
+
+def _leak_of_backbone(config: BackboneConfig) -> tuple[Leak, str]:
+    """Of pretrained parts; the packages' weights are ImageNet's."""
+    found = timm.get_pretrained_cfg(config.name) if config.weights == "timm" else None
+    return CLEAN if found is None else leak_of_tag(found.tag)
 
 
 def _timm(config: ModelConfig, name: str) -> _Offer:
     """Also the pixels' mean and standard deviation must agree: they are not part of the weights."""
     built = replace(config, backbone=replace(config.backbone, weights="none"))
-    model, other = build_model(built), build_backbone(BackboneConfig(name=name, weights="timm"), pretrained=True)
+    source = BackboneConfig(name=name, weights="timm")
+    model, other = build_model(built), build_backbone(source, pretrained=True)
     own, found = model.backbone.net.state_dict(), other.net.state_dict()
     misfits = [n for n in sorted({*own, *found}) if n not in own or n not in found or own[n].shape != found[n].shape]
     for buffer in ("pixel_mean", "pixel_std"):
@@ -128,25 +142,38 @@ def _timm(config: ModelConfig, name: str) -> _Offer:
             f"init timm:{name} does not fit the backbone {config.backbone.name!r}: {len(misfits)} tensors differ, the "
             f"first is {misfits[0]}; set model.backbone.name to {name!r}"
         )
-    return _Offer("timm", model, built, {f"backbone.net.{n}": tensor for n, tensor in found.items()})
+    taken = {f"backbone.net.{n}": tensor for n, tensor in found.items()}
+    return _Offer("timm", model, built, taken, leak=_leak_of_backbone(source))
 
 
 def _open_clip(config: ModelConfig, name: str) -> _Offer:
     """The towers' settings must agree, and not only shapes: activations have none."""
     architecture, slash, tag = name.partition("/")
     if not slash:
-        raise VLFormerError(f"init open_clip:{name} names no weights: say open_clip:MODEL/TAG, as in ViT-B-16/openai")
+        raise VLFormerError(f"init open_clip:{name} has no tag: say open_clip:MODEL/TAG, as ViT-B-16-quickgelu/openai")
     own, other = (_tower_settings(n) for n in (config.text.name, architecture))
     if other is not None and own != other:
         raise VLFormerError(
             f"init open_clip:{name} does not fit the text tower {config.text.name!r}: set model.text.name to "
             f"{architecture!r}"
         )
+    _refuse_other_activation(architecture, tag)
     source = TextConfig(name=architecture, weights=tag)
     found = build_text_encoder(source, dim=config.dim, pretrained=True).tower.state_dict()
     built = replace(config, text=replace(config.text, weights="none"))
     taken = {f"text_encoder.tower.{n}": tensor for n, tensor in found.items()}
-    return _Offer("open_clip", build_model(built), built, taken)
+    return _Offer("open_clip", build_model(built), built, taken, leak=_leak_of_backbone(config.backbone))
+
+
+def _refuse_other_activation(architecture: str, tag: str) -> None:
+    """open_clip lists OpenAI's weights under a name with GELU too, but they were trained with QuickGELU."""
+    listed, settings = open_clip.get_pretrained_cfg(architecture, tag), open_clip.get_model_config(architecture)
+    if listed and settings and listed.get("quick_gelu", False) and not settings.get("quick_gelu", False):
+        other = f"{architecture}-quickgelu"
+        raise VLFormerError(
+            f"init open_clip:{architecture}/{tag}: those weights were trained with QuickGELU, which {architecture} "
+            f"does not have: say open_clip:{other}/{tag}, and set model.text.name to {other}"
+        )
 
 
 def _tower_settings(name: str) -> dict[str, Any] | None:
@@ -154,21 +181,27 @@ def _tower_settings(name: str) -> dict[str, Any] | None:
     return None if settings is None else {key: settings.get(key) for key in ("text_cfg", "quick_gelu")}
 
 
-def _mask2former(config: ModelConfig, path: Path) -> _Offer:
-    theirs, model = plain_names(read_tensors(path)), build_model(config)
+def _mask2former(config: Config, path: Path) -> _Offer:
+    """The backbone's own pretrained weights are only fetched where the checkpoint's are not taken."""
+    theirs, own = plain_names(read_tensors(path)), config.model
+    built = replace(own, backbone=replace(own.backbone, weights="none"))
+    model = build_model(built)
     try:
-        found = fit(theirs, model.state_dict(), heads=config.heads, their_heads=heads_of(path))
+        found = fit(theirs, model, heads=own.heads, their_heads=heads_of(path))
     except VLFormerError as error:
         raise VLFormerError(f"{path} {error}") from error
     if not found.taken:
-        why = "; ".join(list(dict.fromkeys(found.unused.values()))[:3])
-        raise VLFormerError(f"nothing in {path} fits the model {config.name!r}: {why}")
-    leak: tuple[Leak, str] = ("unknown", f"its head tells {found.classes} classes apart, of which data is not said")
+        why = "; ".join(f"{name}: {reason}" for name, reason in list(found.unused.items())[:3])
+        raise VLFormerError(f"nothing in {path} fits the model {own.name!r}: {why}")
+    if any(name.startswith("backbone.") for name in _excepted(model, config) | found.lacking.keys()):
+        built, model.backbone = own, build_backbone(own.backbone, pretrained=True)
+    classes = "no" if found.classes is None else found.classes
+    leak: tuple[Leak, str] = ("unknown", f"its head tells {classes} classes apart, of which data is not said")
     if found.classes in SAW_COCO:
         leak = ("leaky", f"trained on {SAW_COCO[found.classes]}, RefCOCO's evaluation pictures among it")
     unused = {name: (theirs[name].numel(), reason) for name, reason in found.unused.items()}
-    kind, files = f"Mask2Former, {found.layout}'s layout", tuple(weights_files(path))
-    return _Offer(kind, model, config, found.taken, found.lacking, unused, leak, files)
+    kind, files = f"Mask2Former of {found.layout}", tuple(weights_files(path))
+    return _Offer(kind, model, built, found.taken, found.lacking, unused, leak, files)
 
 
 def _excepted(model: VLFormer, config: Config) -> set[str]:

@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vlformer_cli.engine.mask2former_names import has_counterpart, layout_of, source_names
+from vlformer_cli.engine.mask2former_names import STAGE_NORMS, has_counterpart, layout_of, source_names
+from vlformer_cli.model.backbone import Backbone
+from vlformer_cli.model.vlformer import VLFormer
 
 HEADS = 8
 """Attention heads of every published Mask2Former; a checkpoint does not tell, transformers' `config.json` does."""
@@ -24,6 +26,8 @@ IN_PROJ = ("query_proj", "key_proj", "value_proj")
 """The order of the thirds of torch's `in_proj_weight`."""
 BOOKKEEPING = ("num_batches_tracked", "relative_position_index")
 """Tensors that are no weights."""
+PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+"""Of RGB in 0..255, in every config of Mask2Former: unlike others of detectron2's, its models do not read BGR."""
 BACKBONES = ("backbone.", "pixel_level_module.encoder.")
 """How their names of a backbone begin; ours begin as detectron2's do."""
 
@@ -44,8 +48,11 @@ class Fit:
 
 
 def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without what torch's DistributedDataParallel and transformers put before every name."""
-    return {name.removeprefix("module.").removeprefix("model."): tensor for name, tensor in tensors.items()}
+    """Without what torch's DistributedDataParallel and transformers put before every name; with today's names."""
+    return {
+        name.removeprefix("module.").removeprefix("model.").replace(".static_query.", ".query_feat."): tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def heads_of(path: Path) -> int:
@@ -58,12 +65,12 @@ def heads_of(path: Path) -> int:
         return HEADS
 
 
-def fit(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], *, heads: int, their_heads: int) -> Fit:
-    """`theirs` under plain names; `ours`: a state dict. Raises VLFormerError where `theirs` is no Mask2Former."""
+def fit(theirs: Mapping[str, Tensor], model: VLFormer, *, heads: int, their_heads: int) -> Fit:
+    """`theirs` under plain names, `heads` of `model`. Raises VLFormerError where `theirs` is no Mask2Former."""
     layout = layout_of(theirs)
     taken: dict[str, Tensor] = {}
     lacking: dict[str, str] = {}
-    for name, own in ours.items():
+    for name, own in model.state_dict().items():
         if name.endswith(BOOKKEEPING):
             continue
         sources = source_names(name, layout)
@@ -74,7 +81,7 @@ def fit(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], *, heads: int,
             lacking[name] = reason
         else:
             taken[name] = _arranged(name, sources, theirs, heads).to(own.dtype)
-    _all_or_no_backbone(taken, lacking, theirs, layout)
+    _all_or_no_backbone(taken, lacking, theirs, layout, model.backbone)
     counted = theirs.get(source_names("decoder.heads.classes.bias", layout)[0])
     return Fit(
         layout=layout,
@@ -94,7 +101,7 @@ def _obstacle(name: str, own: Tensor, sources: tuple[str, ...], theirs: Mapping[
         if source not in theirs:
             return f"the file has no {source}"
         if theirs[source].shape != (rows, *own.shape[1:]):
-            return f"{source} is {tuple(theirs[source].shape)}, not {(rows, *own.shape[1:])}"
+            return f"{tuple(theirs[source].shape)} there, {(rows, *own.shape[1:])} here"
     return ""
 
 
@@ -120,17 +127,24 @@ def _arranged(name: str, sources: tuple[str, ...], theirs: Mapping[str, Tensor],
 
 
 def _all_or_no_backbone(
-    taken: dict[str, Tensor], lacking: dict[str, str], theirs: Mapping[str, Tensor], layout: str
+    taken: dict[str, Tensor], lacking: dict[str, str], theirs: Mapping[str, Tensor], layout: str, backbone: Backbone
 ) -> None:
     """Moves the backbone to `lacking` unless all of it is taken and no layer is left over: a part is of no use."""
     names = [name for name in taken if name.startswith("backbone.")]
     used = {source for name in names for source in source_names(name, layout)}
-    over = (n for n in theirs if n.startswith(BACKBONES) and n not in used and has_counterpart(n, layout))
-    missing = (why for name, why in lacking.items() if name.startswith("backbone."))
-    why = next(missing, "") or next((f"{name} would be left over" for name in over), "")
+    rest = (name for name in theirs if name not in used and not name.endswith(BOOKKEEPING))
+    over = (name for name in rest if name.startswith(BACKBONES) and has_counterpart(name, layout))
+    missing = (f"{name}: {why}" for name, why in lacking.items() if name.startswith("backbone."))
+    pixels = "" if _sees_the_same(backbone) else "it reads pixels of another mean and standard deviation"
+    why = pixels or next(missing, "") or next((f"{name} would be left over" for name in over), "")
     for name in names if why else ():
         del taken[name]
         lacking[name] = f"another backbone: {why}"
+
+
+def _sees_the_same(backbone: Backbone) -> bool:
+    pairs = ((backbone.pixel_mean, PIXEL_MEAN), (backbone.pixel_std, PIXEL_STD))
+    return all(torch.allclose(own.flatten(), torch.tensor(theirs), atol=0.1) for own, theirs in pairs)
 
 
 def _unused(
@@ -139,6 +153,10 @@ def _unused(
     used = {source for name in taken for source in source_names(name, layout)}
     why = {source: reason for name, reason in lacking.items() for source in source_names(name, layout)}
     left = [name for name in theirs if name not in used and not name.endswith(BOOKKEEPING)]
-    return {
-        n: why.get(n, f"ours has {'fewer layers' if has_counterpart(n, layout) else 'no such layer'}") for n in left
-    }
+    return {name: why.get(name) or _superfluous(name, layout) for name in left}
+
+
+def _superfluous(name: str, layout: str) -> str:
+    if STAGE_NORMS.fullmatch(name):
+        return "ours has no norms after the backbone's stages: the features differ by them"
+    return f"ours has {'fewer layers' if has_counterpart(name, layout) else 'no such layer'}"

@@ -19,6 +19,9 @@ LAYOUTS = {
 }
 """Each layout, and how names begin that it alone has."""
 
+STAGE_NORMS = re.compile(r"(backbone\.norm\d|pixel_level_module\.encoder\.hidden_states_norms\.\w+)\.\w+")
+"""Mask2Former norms what comes out of each stage of a Swin; timm does not, and so ours does not."""
+
 Names = tuple[str, str, str | tuple[str, ...]]
 """Ours, detectron2's, transformers'. `#` is a number, `*` the parameter, each the same in all three; several names of
 theirs are joined along the first axis. Of an `in_proj` the third is taken that ours names: query, key or value."""

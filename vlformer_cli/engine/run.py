@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -152,7 +152,7 @@ class Run:
         rows, title = read_rows(self.output / "metrics.jsonl"), f"{self.config.model.name}: {self.output}"
         path = self.output / "curves.png"
         if rows:
-            self._try(str(path), lambda: write_atomically(path, lambda partial: save_curves(rows, partial, title)))
+            self._try(lambda: write_atomically(path, lambda partial: save_curves(rows, partial, title)))
 
     def evaluate(self) -> float:
         """Writes the weights for use, evaluates them, keeps the best; returns the seconds that took."""
@@ -182,7 +182,7 @@ class Run:
         manifest = {**self.manifest, "step": self.step, "finished": self.is_finished}
         if self.world.is_first:
             weights = self.best_weights
-            self._try(str(path), lambda: save_weights(path, weights, self.config.model, manifest), needed=needed)
+            self._try(lambda: save_weights(path, weights, self.config.model, manifest), needed=needed)
         return path
 
     def save(self, *, needed: bool = False) -> float:
@@ -193,7 +193,7 @@ class Run:
         began = time.monotonic()
         states = self.world.gather(rng_state())
         if self.world.is_first and self._saved_at != self.step:
-            self._try("a checkpoint", lambda: self._save(states), needed=needed)
+            self._try(lambda: self._save(states), needed=needed)
         return time.monotonic() - began
 
     def _save(self, rng_states: list[dict[str, Any]]) -> None:
@@ -237,19 +237,19 @@ class Run:
     def _give_up(self, batches: Sequence[Batch]) -> None:
         """Keeps the batch that this process saw last, and ends the run."""
         path = self.output / f"bad-batch-{self.world.rank}.pt"
-        self._try(str(path), lambda: save_batches(path, self.step, batches))
+        self._try(lambda: save_batches(path, self.step, batches))
         raise VLFormerError(
             f"the loss was not finite in {self._bad_in_a_row} steps in a row, to step {self.step}: lower train.lr or "
             f"train.clip; the last batch is in {path.with_name('bad-batch-*.pt')} (torch.load)"
         )
 
-    def _try(self, what: str, write: Any, *, needed: bool = False) -> None:
+    def _try(self, write: Callable[[], object], *, needed: bool = False) -> None:
         try:
             write()
         except OSError as error:
             if needed:
                 raise
-            say(f"step {self.step}: {what} could not be written ({error}); the run goes on, make room")
+            say(f"step {self.step}: {error}; the run goes on")
 
     def _write(self, row: dict[str, Any]) -> None:
         if self._log is not None:

@@ -39,13 +39,30 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}.pt"
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Writes the state after `step`, then drops what is older than the newest `keep`. Raises OSError."""
-        path, digest = self.path(step), self._digest(step)
+        """Writes the state after `step`, then drops what is older than the newest `keep`. Raises OSError.
+
+        On a full disk all but the newest make room.
+        """
+        try:
+            self._save(step, state)
+        except OSError:
+            if not self._drop_all_but(1):
+                raise
+            self._save(step, state)
+        self._drop_all_but(self.keep)
+
+    def _save(self, step: int, state: dict[str, Any]) -> None:
         # the digest is made of the bytes on the disk, and is there before the checkpoint gets its name
+        path, digest = self.path(step), self._digest(step)
         write_atomically(path, lambda partial: self._write(partial, digest, state))
-        for old in self.steps()[max(1, self.keep) :]:
-            self.path(old).unlink(missing_ok=True)
-            self._digest(old).unlink(missing_ok=True)
+
+    def _drop_all_but(self, count: int) -> list[int]:
+        """The steps whose checkpoints were dropped, the oldest."""
+        old = self.steps()[max(1, count) :]
+        for step in old:
+            self.path(step).unlink(missing_ok=True)
+            self._digest(step).unlink(missing_ok=True)
+        return old
 
     def put_aside(self, step: int) -> Path:
         """Gives a damaged checkpoint a name that is not looked at again, and returns that."""

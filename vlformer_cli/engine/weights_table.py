@@ -15,6 +15,13 @@ ONE_PART = ("backbone.net.", "backbone.", "text_encoder.tower.", "pixel_level_mo
 """What is one part of the table, however many layers it has."""
 
 
+CLEAN: tuple[Leak, str] = ("clean", "pretrained on ImageNet and as CLIP at most")
+CLEAN_DATA = {"in1k", "in12k", "in21k", "in22k", "openai", "laion2b", "laion400m"}
+"""Words of timm's pretrained tags: ImageNet's sizes, and what CLIPs were trained on."""
+OTHER_DATA = {"m30m", "m38m", "ig1b", "yfcc100m", "jft", "swag", "seer"}
+"""Words that stand beside those of ImageNet and tell of more pictures; EVA's m30m and m38m hold COCO's."""
+
+
 @dataclass(frozen=True)
 class Row:
     """Tensors of one part that fared alike."""
@@ -68,6 +75,18 @@ def rows_of(entries: Iterable[tuple[str, Fate, str, int]]) -> list[Row]:
         note = notes[0] + (f" (and {len(notes) - 1} more such)" if len(notes) > 1 else "")
         rows.append(Row(part, weights, len(tensors), sum(numel for _, numel in tensors), note))
     return rows
+
+
+def leak_of_tag(tag: str) -> tuple[Leak, str]:
+    """Of weights with this tag of timm's.
+
+    >>> leak_of_tag("ms_in22k_ft_in1k")[0], leak_of_tag("mim_m38m_ft_in1k")[0], leak_of_tag("pali_refcoco_seg")[0]
+    ('clean', 'unknown', 'unknown')
+    """
+    words = set(tag.split("_"))
+    if words & CLEAN_DATA and not words & OTHER_DATA:
+        return CLEAN
+    return "unknown", f"timm's tag {tag!r} does not say that its pictures are ImageNet's or CLIP's alone"
 
 
 def _part(name: str) -> str:

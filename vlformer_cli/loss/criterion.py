@@ -103,9 +103,10 @@ class Criterion(nn.Module):
         """Class, BCE and dice loss of one block's predictions."""
         class_logits_NQ2, logits_NQYX = prediction.class_logits.float(), prediction.mask_logits.float()
         place_NK2 = truth.points.random(truth.extent_N2, self.points)
-        truth_NK = read_points(truth.masks_NHW[:, None], place_NK2)[:, 0]
+        truth_NK = read_points(truth.masks_NHW[:, None], place_NK2, truth.extent_N2)[:, 0]
         with torch.no_grad():
-            query_N = match(read_points(logits_NQYX, place_NK2), truth_NK, class_logits_NQ2, self.weights)
+            logits_NQK = read_points(logits_NQYX, place_NK2, truth.extent_N2)
+            query_N = match(logits_NQK, truth_NK, class_logits_NQ2, self.weights)
         class_loss = self._class_loss(class_logits_NQ2, query_N, truth.meant_N, counts)
         expression_N = torch.arange(len(query_N), device=query_N.device)
         return class_loss, *self._mask_losses(logits_NQYX[expression_N, query_N], truth, counts)
@@ -125,8 +126,8 @@ class Criterion(nn.Module):
         place_NK2 = truth.points.uncertain(
             logits_NYX, truth.extent_N2, self.points, oversample=self.oversample, importance=self.importance
         )
-        logits_NK = read_points(logits_NYX[:, None], place_NK2)[:, 0]
-        truth_NK = read_points(truth.masks_NHW[:, None], place_NK2)[:, 0]
+        logits_NK = read_points(logits_NYX[:, None], place_NK2, truth.extent_N2)[:, 0]
+        truth_NK = read_points(truth.masks_NHW[:, None], place_NK2, truth.extent_N2)[:, 0]
         bce_N = F.binary_cross_entropy_with_logits(logits_NK, truth_NK, reduction="none").mean(1)
         share_N = truth.meant_N / counts.meant.clamp(min=1)
         return (bce_N * share_N).sum(), (dice_loss(logits_NK, truth_NK) * share_N).sum()

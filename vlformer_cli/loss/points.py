@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 PLASTIC = 1.324717957244746
 """The real root of x**3 = x + 1: multiples of (1/x, 1/x**2) fill the unit square evenly (M. Roberts, 2018, "R2")."""
+ROUNDING = 1e-3  # cells; an extent is a quotient of float32
 
 
 class StepPoints:
@@ -41,14 +42,19 @@ class StepPoints:
         The uncertain ones are the best of `oversample * count` random candidates (PointRend, section 3.3).
         """
         candidate_NK2 = self.random(extent_N2, int(count * oversample))
-        doubt_NK = -read_points(logits_NYX[:, None], candidate_NK2)[:, 0].abs()
+        doubt_NK = -read_points(logits_NYX[:, None], candidate_NK2, extent_N2)[:, 0].abs()
         kept = int(count * importance)
         index_NK = doubt_NK.topk(kept, dim=1).indices
         chosen_NK2 = candidate_NK2.gather(1, index_NK[..., None].expand(-1, -1, 2))
         return torch.cat([chosen_NK2, self.random(extent_N2, count - kept)], 1)
 
 
-def read_points(maps_NCYX: Tensor, place_NK2: Tensor) -> Tensor:
-    """NCK: the maps at the points, bilinear between cell centres, the outermost cells repeating outwards."""
-    grid = 2 * place_NK2[:, None] - 1
-    return F.grid_sample(maps_NCYX, grid, mode="bilinear", padding_mode="border", align_corners=False)[:, :, 0]
+def read_points(maps_NCYX: Tensor, place_NK2: Tensor, extent_N2: Tensor) -> Tensor:
+    """NCK: the maps at the points, bilinear between cell centres; the outermost valid cells repeat outwards.
+
+    Cells beyond the extent are never read, so that the canvas's size changes nothing.
+    """
+    size_2 = torch.tensor([maps_NCYX.shape[3], maps_NCYX.shape[2]], device=place_NK2.device)
+    last_N2 = ((extent_N2 * size_2 - ROUNDING).ceil() - 0.5) / size_2  # the centre of the last cell with a valid pixel
+    grid_N1K2 = 2 * torch.minimum(place_NK2, last_N2[:, None])[:, None] - 1
+    return F.grid_sample(maps_NCYX, grid_N1K2, mode="bilinear", padding_mode="border", align_corners=False)[:, :, 0]

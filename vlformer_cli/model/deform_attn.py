@@ -10,6 +10,8 @@ Letters: N expressions, S cells of all levels together, A heads, d head dim, D =
 from __future__ import annotations
 
 import math
+import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +32,7 @@ class DeformableAttention(nn.Module):
         self.value_proj = nn.Linear(dim, dim)
         self.out_proj = nn.Linear(dim, dim)
         self.by_grid = False
-        """True: `grid_sample` always, which exporters know. False: `embedding_bag` in eval mode, faster forwards."""
+        """True: `grid_sample`, which exporters know. False: `embedding_bag` on a CPU, several times faster there."""
         self._initialise()
 
     def _initialise(self) -> None:
@@ -60,7 +62,7 @@ class DeformableAttention(nn.Module):
         weight_NSAk = self.weights(query_NSD).unflatten(-1, (num_heads, -1)).softmax(-1)
         weight_NSALK = weight_NSAk.unflatten(-1, (num_levels, num_points))
         point_NSALK2 = place_SL2[:, None, :, None] + offset_NSALK2
-        sample = sample_by_grid if self.by_grid or self.training else sample_by_bag
+        sample = sample_by_grid if self.by_grid or value_NSD.device.type != "cpu" else sample_by_bag
         return self.out_proj(sample(value_NSAd, point_NSALK2, weight_NSALK, shapes))
 
 
@@ -76,28 +78,88 @@ def cell_places(shapes: LevelShapes, strides: tuple[int, ...], device: torch.dev
 
 
 def sample_by_bag(value_NSAd: Tensor, point_NSALK2: Tensor, weight_NSALK: Tensor, shapes: LevelShapes) -> Tensor:
-    """NSD: for each query and head the weighted sum of `value` at its points, bilinear, zero outside the level."""
-    num, cells, num_heads, head_dim = value_NSAd.shape
+    """NSD: for each query and head the weighted sum of `value` at its points, bilinear, zero outside the level.
+
+    Computed in float32 (float64 where `value` is), which is also faster on a CPU than bfloat16.
+    """
+    dtype = torch.promote_types(value_NSAd.dtype, torch.float32)
+    row_NSALK4, share_NSALK4 = corners(point_NSALK2, weight_NSALK.to(dtype), shapes)
+    table_NSAd = bordered(value_NSAd.to(dtype), shapes)
+    num, cells, num_heads, head_dim = table_NSAd.shape
+    first_N = torch.arange(num, device=row_NSALK4.device, dtype=torch.int32) * cells
+    head_A = torch.arange(num_heads, device=row_NSALK4.device, dtype=torch.int32)
+    bag = (row_NSALK4 + first_N.view(-1, 1, 1, 1, 1, 1)) * num_heads + head_A.view(-1, 1, 1, 1)
+    total = BagSum.apply(
+        table_NSAd.reshape(-1, head_dim), bag.flatten(0, 2).flatten(1), share_NSALK4.flatten(0, 2).flatten(1)
+    )
+    return total.view(num, -1, num_heads * head_dim).to(value_NSAd.dtype)
+
+
+def corners(point_NSALK2: Tensor, weight_NSALK: Tensor, shapes: LevelShapes) -> tuple[Tensor, Tensor]:
+    """The four cells around each point: their rows in an expression's `bordered` levels (int32), and their shares.
+
+    Points beyond the border of zeros are moved onto it.
+    """
     width_L, height_L, start_L = _level_table(shapes, point_NSALK2.device)
-    floor = point_NSALK2.detach().floor()
-    fraction = (point_NSALK2 - floor).to(weight_NSALK.dtype)
-    x0, y0 = floor.long().unbind(-1)
-    fx, fy = fraction.unbind(-1)
-    rows, shares = [], []
-    for dx, share_x in ((0, 1 - fx), (1, fx)):
-        for dy, share_y in ((0, 1 - fy), (1, fy)):
-            x, y = x0 + dx, y0 + dy
-            inside = (x >= 0) & (x < width_L) & (y >= 0) & (y < height_L)
-            rows.append((start_L + y * width_L + x) * inside)
-            shares.append(weight_NSALK * share_x * share_y * inside)
-    row = torch.stack(rows, -1)  # NSALK4, the row of each corner among the cells of its own expression
-    head_A = torch.arange(num_heads, device=row.device)[:, None, None, None]
-    first_N = torch.arange(num, device=row.device)[:, None, None, None, None, None] * cells
-    bag = ((first_N + row) * num_heads + head_A).flatten(0, 2).flatten(1)
-    share = torch.stack(shares, -1).flatten(0, 2).flatten(1)
-    table = value_NSAd.reshape(-1, head_dim)
-    total = F.embedding_bag(bag, table, mode="sum", per_sample_weights=share.to(table.dtype))
-    return total.view(num, -1, num_heads * head_dim)
+    x, y = point_NSALK2.unbind(-1)
+    x, y = torch.minimum(x.clamp(min=-1), width_L), torch.minimum(y.clamp(min=-1), height_L)
+    x0, y0 = torch.minimum(x.detach().floor(), width_L - 1), torch.minimum(y.detach().floor(), height_L - 1)
+    fx, fy = (x - x0).to(weight_NSALK.dtype), (y - y0).to(weight_NSALK.dtype)
+    step_L = width_L + 2
+    row_NSALK = ((y0 + 1) * step_L + (x0 + 1)).int() + start_L
+    row_NSALK4 = torch.stack([row_NSALK, row_NSALK + 1, row_NSALK + step_L, row_NSALK + step_L + 1], -1)
+    low = weight_NSALK * fy
+    high = weight_NSALK - low
+    low_right, high_right = low * fx, high * fx
+    return row_NSALK4, torch.stack([high - high_right, high_right, low - low_right, low_right], -1)
+
+
+def bordered(value_NSAd: Tensor, shapes: LevelShapes) -> Tensor:
+    """NSAd with a border of zeros around each level, so that no corner of a point lies outside."""
+    levels = value_NSAd.split([h * w for h, w in shapes], 1)
+    grids = [level.unflatten(1, shape) for level, shape in zip(levels, shapes, strict=True)]
+    return torch.cat([F.pad(grid, (0, 0, 0, 0, 1, 1, 1, 1)).flatten(1, 2) for grid in grids], 1)
+
+
+class BagSum(torch.autograd.Function):
+    """`embedding_bag` with weights, whose backward is two more weighted sums over rows.
+
+    torch's own backward of `embedding_bag` and of `grid_sample` is what training spent most of its time in
+    (`benchmarks/deform_attn.py`).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table_Rd: Tensor, bag_GK: Tensor, share_GK: Tensor) -> Tensor:
+        """Gd: of each bag G the K rows of the table (R rows), weighted. `bag_GK` int32."""
+        ctx.save_for_backward(table_Rd, bag_GK, share_GK)
+        return F.embedding_bag(bag_GK, table_Rd, mode="sum", per_sample_weights=share_GK)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor]:
+        """Gradients of the table and of the shares."""
+        table_Rd, bag_GK, share_GK = ctx.saved_tensors
+        grad_Gd = grads[0].contiguous()
+        return _scattered(grad_Gd, bag_GK, share_GK, len(table_Rd)), None, _row_dots(grad_Gd, bag_GK, table_Rd)
+
+
+def _scattered(grad_Gd: Tensor, bag_GK: Tensor, share_GK: Tensor, rows: int) -> Tensor:
+    """Rd: each row is the sum of the gradients of the bags that it lies in; those bags are the row's own bag."""
+    row, order = bag_GK.flatten().sort(stable=True)
+    first_R = torch.searchsorted(row, torch.arange(rows, device=row.device, dtype=row.dtype), out_int32=True)
+    bag = order.div(bag_GK.shape[1], rounding_mode="floor").int()
+    share = share_GK.flatten()[order]
+    return F.embedding_bag(bag, grad_Gd, offsets=first_R, mode="sum", per_sample_weights=share)
+
+
+def _row_dots(grad_Gd: Tensor, bag_GK: Tensor, table_Rd: Tensor) -> Tensor:
+    """GK: the dot product of each bag's gradient with each of its rows."""
+    bags, size = bag_GK.shape
+    starts = torch.arange(0, bag_GK.numel() + 1, size, device=bag_GK.device, dtype=torch.int32)
+    zeros = table_Rd.new_zeros(bag_GK.numel())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        where = torch.sparse_csr_tensor(starts, bag_GK.flatten(), zeros, (bags, len(table_Rd)), check_invariants=False)
+        return torch.sparse.sampled_addmm(where, grad_Gd, table_Rd.t()).values().view_as(bag_GK)
 
 
 def sample_by_grid(value_NSAd: Tensor, point_NSALK2: Tensor, weight_NSALK: Tensor, shapes: LevelShapes) -> Tensor:
@@ -117,8 +179,8 @@ def sample_by_grid(value_NSAd: Tensor, point_NSALK2: Tensor, weight_NSALK: Tenso
 
 
 def _level_table(shapes: LevelShapes, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Width, height and first cell of each level, each shaped L1 so that they meet tensors that end in L, K."""
-    starts = [sum(h * w for h, w in shapes[:level]) for level in range(len(shapes))]
+    """Width, height and first row of each bordered level, int32, each shaped L1: they meet tensors that end in L, K."""
+    starts = [sum((h + 2) * (w + 2) for h, w in shapes[:level]) for level in range(len(shapes))]
     rows = ([w for _, w in shapes], [h for h, _ in shapes], starts)
-    width, height, start = (torch.tensor(row, device=device)[:, None] for row in rows)
+    width, height, start = (torch.tensor(row, device=device, dtype=torch.int32)[:, None] for row in rows)
     return width, height, start

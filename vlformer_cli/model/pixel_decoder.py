@@ -34,8 +34,8 @@ class PixelFeatures:
     """NYX bool each, True = padding."""
     mask_feat: Tensor
     """NMYX at stride 4, zero on padding."""
-    dense_logits: Tensor | None
-    """NYX at stride 8: what the features alone say of the referent, before any query; in training only."""
+    dense_logits: tuple[Tensor, ...]
+    """NYX at stride 8 each: what the features alone say of the referent, before any query; in training only."""
 
 
 class PixelDecoder(nn.Module):
@@ -48,17 +48,18 @@ class PixelDecoder(nn.Module):
         fusion: EarlyFusion,
         encoder: Sequence[nn.Module],
         to_mask: FinestLevel,
-        dense_head: nn.Module | None,
+        dense_heads: Sequence[nn.Module],
         dim: int,
         add_position: bool,
     ) -> None:
         """`inputs`: for strides 8, 16, 32. `add_position`: the sine position is part of the features from the start.
 
-        `dense_head`: from D channels to one, for a loss that teaches the features directly.
+        `dense_heads`: two for losses that teach the features directly, after the fusion and after the encoder; or none.
         """
         super().__init__()
         self.inputs, self.fusion, self.encoder = nn.ModuleList(inputs), fusion, nn.ModuleList(encoder)
-        self.to_mask, self.dense_head, self.dim, self.add_position = to_mask, dense_head, dim, add_position
+        self.to_mask, self.dense_heads = to_mask, nn.ModuleList(dense_heads)
+        self.dim, self.add_position = dim, add_position
         self.level_embed = nn.Parameter(torch.randn(len(self.inputs), dim))
 
     def forward(
@@ -75,18 +76,38 @@ class PixelDecoder(nn.Module):
         place_SL2 = cell_places(shapes, STRIDES[1:], x_NSD.device)
         level_position_NSD = _flat([p + e[:, None, None] for p, e in zip(positions, self.level_embed, strict=True)])
         pad_NS = ~torch.cat([valid.flatten(1) for valid in valids], 1)[image_index_N]
+        fused = _unflat(x_NSD, shapes)
         for layer in self.encoder:
             x_NSD = layer(x_NSD, level_position_NSD[image_index_N], place_SL2, shapes, pad_NS)
         levels = _unflat(x_NSD, shapes)
         mask_feat = self.to_mask(features[0], levels[0], valid4_BYX, valids[0], image_index_N)
-        dense_logits = self.dense_head(levels[0])[:, 0] if self.training and self.dense_head is not None else None
         return PixelFeatures(
             levels=tuple(reversed(levels)),
             positions=tuple(p[image_index_N] for p in reversed(positions)),
             pads=tuple(~v[image_index_N] for v in reversed(valids)),
             mask_feat=mask_feat,
-            dense_logits=dense_logits,
+            dense_logits=self._dense_logits((fused, levels), [v[image_index_N] for v in valids]),
         )
+
+    def _dense_logits(self, stages: Sequence[Sequence[Tensor]], valids: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        if not self.training:
+            return ()
+        return tuple(head(levels, valids) for head, levels in zip(self.dense_heads, stages, strict=False))
+
+
+class DenseHead(nn.Module):
+    """Says of each stride-8 cell whether it belongs to the referent, from all levels at that place."""
+
+    def __init__(self, *, dim: int) -> None:
+        super().__init__()
+        self.norm, self.expand, self.out = nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.Linear(2 * dim, 1)
+
+    def forward(self, levels: Sequence[Tensor], valids: Sequence[Tensor]) -> Tensor:
+        """NYX of the first level's grid, from NDYX of each level, fine to coarse; `valids` NYX each."""
+        size = (levels[0].shape[-2], levels[0].shape[-1])
+        coarse = [upsample_valid(x, valid, size) for x, valid in zip(levels[1:], valids[1:], strict=True)]
+        x_NYXD = self.norm((levels[0] + sum(coarse)).movedim(1, -1))
+        return self.out(F.relu(self.expand(x_NYXD)))[..., 0]
 
 
 class ProjectedLevel(nn.Module):

@@ -109,7 +109,8 @@ class Stepper:
             parts += losses.detach()
         self.scaler.unscale_(self.optimizer)
         norm = float(nn.utils.clip_grad_norm_(self._trained(), self.config.clip or math.inf))
-        result = StepResult(*self.world.sum(parts.tolist()), gradient_norm=norm)
+        total, class_, bce, dice, choice = self.world.sum(parts.tolist())
+        result = StepResult(total, class_, bce, dice, choice, norm)
         self._apply(result)
         return result
 

@@ -156,7 +156,7 @@ def choice_loss(logits_NYX: Tensor, masks_NHW: Tensor, image_index_N: Tensor) ->
     It is about which words make the difference, where a mask's own loss is mostly about what is background. 0 for an
     expression that means nothing, or whose referent is the only one.
     """
-    cover_NP = F.adaptive_avg_pool2d(masks_NHW[:, None], logits_NYX.shape[-2:]).flatten(1)
+    cover_NP = F.adaptive_avg_pool2d(masks_NHW[:, None], (logits_NYX.shape[-2], logits_NYX.shape[-1])).flatten(1)
     area_N = cover_NP.sum(1)
     mean_NN = logits_NYX.flatten(1) @ (cover_NP / area_N.clamp(min=1e-6)[:, None]).T
     itself_NN = torch.eye(len(area_N), dtype=torch.bool, device=area_N.device)

@@ -135,7 +135,7 @@ def test_sampling_by_hand() -> None:
     points = torch.tensor([[0.5, 0.5], [2.0, 1.0], [-0.5, 0.0], [1.25, 0.0], [9.0, 0.0]])
     expected = [2.0, 5.0, 0.0, 1.25, 0.0]
     for sample in (sample_by_bag, sample_by_grid):
-        found = sample(value_NSAd, points.reshape(1, 5, 1, 1, 1, 2), torch.ones(1, 5, 1, 1, 1), ((2, 3),))
+        found = sample(value_NSAd, points.reshape(1, 5, 1, 1, 1, 2).unbind(-1), torch.ones(1, 5, 1, 1, 1), ((2, 3),))
         assert_close(found.flatten(), torch.tensor(expected))
 
 
@@ -143,8 +143,8 @@ def test_gradients_of_bag_grid_and_reference_agree() -> None:
     value, point, weight = sampling_inputs()
     share = torch.tensor([[w, h] for h, w in SHAPES], dtype=torch.float64)[:, None]
     functions = (
-        lambda: sample_by_bag(value, point, weight, SHAPES),
-        lambda: sample_by_grid(value, point, weight, SHAPES),
+        lambda: sample_by_bag(value, point.unbind(-1), weight, SHAPES),
+        lambda: sample_by_grid(value, point.unbind(-1), weight, SHAPES),
         lambda: reference.multi_scale_deformable_attention(value, list(SHAPES), (point + 0.5) / share, weight),
     )
     outputs = [function() for function in functions]

@@ -56,7 +56,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The shape stays."""
-        return self.norm(x + self.contract(F.relu(self.expand(x))))
+        return self.norm(x + self.contract(F.relu(self.expand(x), inplace=True)))
 
 
 class MaskedGroupNorm(nn.GroupNorm):
@@ -66,20 +66,35 @@ class MaskedGroupNorm(nn.GroupNorm):
     """
 
     def forward(self, x_BCYX: Tensor, cell_valid_BYX: Tensor) -> Tensor:  # type: ignore[override]
-        """BCYX."""
-        valid = cell_valid_BYX[:, None, None].to(x_BCYX.dtype)
-        grouped = x_BCYX.unflatten(1, (self.num_groups, -1))
-        count = valid.sum((-1, -2), keepdim=True) * grouped.shape[2]
-        mean = (grouped * valid).sum((2, 3, 4), keepdim=True) / count
-        centred = (grouped - mean) * valid
-        variance = centred.square().sum((2, 3, 4), keepdim=True) / count
-        normal_BCYX = (centred * torch.rsqrt(variance + self.eps)).flatten(1, 2)
-        scaled = normal_BCYX * self.weight[:, None, None] + self.bias[:, None, None]
-        return scaled * valid[:, 0]
+        """BCYX, float32."""
+        if is_whole(cell_valid_BYX):
+            return super().forward(x_BCYX)
+        x_BCP, valid_BP1 = x_BCYX.flatten(2).float(), cell_valid_BYX.flatten(1)[..., None].float()
+        count_B1 = valid_BP1.sum(1) * (self.num_channels // self.num_groups)
+        with torch.autocast(x_BCP.device.type, enabled=False):  # sums of many: not in bfloat16
+            mean_BG = self._sums(x_BCP @ valid_BP1) / count_B1
+            variance_BG = self._sums(x_BCP.square() @ valid_BP1) / count_B1 - mean_BG.square()
+        factor_BG1 = torch.rsqrt(variance_BG.clamp(min=0) + self.eps)[..., None]
+        scale_BC1 = (factor_BG1 * self.weight.unflatten(0, (self.num_groups, -1))).flatten(1)[..., None]
+        shift_BC1 = (
+            self.bias[:, None]
+            - mean_BG.repeat_interleave(scale_BC1.shape[1] // self.num_groups, 1)[..., None] * scale_BC1
+        )
+        return (torch.addcmul(shift_BC1, x_BCP, scale_BC1) * valid_BP1.mT).unflatten(2, x_BCYX.shape[2:])
+
+    def _sums(self, each_BC1: Tensor) -> Tensor:
+        return each_BC1.flatten(1).unflatten(1, (self.num_groups, -1)).sum(-1)
+
+
+def is_whole(valid: Tensor) -> bool:
+    """Nothing is padding, so that plain and faster operators do. Asked on a CPU alone: elsewhere it costs a wait."""
+    return valid.device.type == "cpu" and not torch.compiler.is_compiling() and bool(valid.all())
 
 
 def upsample_valid(x_BCYX: Tensor, cell_valid_BYX: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear upsampling to `size` in which padding has no weight: a cell at the border repeats outwards instead."""
+    if is_whole(cell_valid_BYX):
+        return F.interpolate(x_BCYX, size=size, mode="bilinear", align_corners=False)
     valid = cell_valid_BYX[:, None].to(x_BCYX.dtype)
     value, weight = (F.interpolate(y, size=size, mode="bilinear", align_corners=False) for y in (x_BCYX * valid, valid))
     return value / weight.clamp(min=1e-6)

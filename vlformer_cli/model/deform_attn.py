@@ -19,6 +19,9 @@ from torch.nn import functional as F
 
 LevelShapes = tuple[tuple[int, int], ...]
 """Height and width in cells of each level."""
+Points = tuple[Tensor, Tensor]
+"""x and y in cells, NSALK each: 0 is the centre of the first."""
+BORDER = 3  # cells of zeros around a level, along each axis: one before and two after it
 
 
 class DeformableAttention(nn.Module):
@@ -58,12 +61,16 @@ class DeformableAttention(nn.Module):
         num_heads, num_levels, num_points = self.shape
         value_NSD = self.value_proj(value_NSD).masked_fill(cell_pad_NS[..., None], 0.0)
         value_NSAd = value_NSD.unflatten(-1, (num_heads, -1))
-        offset_NSALK2 = self.offsets(query_NSD).unflatten(-1, (*self.shape, 2))
         weight_NSAk = self.weights(query_NSD).unflatten(-1, (num_heads, -1)).softmax(-1)
         weight_NSALK = weight_NSAk.unflatten(-1, (num_levels, num_points))
-        point_NSALK2 = place_SL2[:, None, :, None] + offset_NSALK2
+        point_2 = [self._points(query_NSD, place_SL2[..., axis], axis) for axis in range(2)]
         sample = sample_by_grid if self.by_grid or value_NSD.device.type != "cpu" else sample_by_bag
-        return self.out_proj(sample(value_NSAd, point_NSALK2, weight_NSALK, shapes))
+        return self.out_proj(sample(value_NSAd, (point_2[0], point_2[1]), weight_NSALK, shapes))
+
+    def _points(self, query_NSD: Tensor, place_SL: Tensor, axis: int) -> Tensor:
+        """NSALK float32: x (axis 0) or y (axis 1) of the points; `offsets` gives them in turn."""
+        offset = F.linear(query_NSD, self.offsets.weight[axis::2], self.offsets.bias[axis::2])
+        return place_SL[:, None, :, None] + offset.unflatten(-1, self.shape)
 
 
 def cell_places(shapes: LevelShapes, strides: tuple[int, ...], device: torch.device) -> Tensor:
@@ -77,13 +84,13 @@ def cell_places(shapes: LevelShapes, strides: tuple[int, ...], device: torch.dev
     return torch.cat(centres)[:, None] / per_stride_L[:, None] - 0.5
 
 
-def sample_by_bag(value_NSAd: Tensor, point_NSALK2: Tensor, weight_NSALK: Tensor, shapes: LevelShapes) -> Tensor:
+def sample_by_bag(value_NSAd: Tensor, point: Points, weight_NSALK: Tensor, shapes: LevelShapes) -> Tensor:
     """NSD: for each query and head the weighted sum of `value` at its points, bilinear, zero outside the level.
 
     Computed in float32 (float64 where `value` is), which is also faster on a CPU than bfloat16.
     """
     dtype = torch.promote_types(value_NSAd.dtype, torch.float32)
-    row_NSALK4, share_NSALK4 = corners(point_NSALK2, weight_NSALK.to(dtype), shapes)
+    row_NSALK4, share_NSALK4 = corners(point, weight_NSALK.to(dtype), shapes)
     table_NSAd = bordered(value_NSAd.to(dtype), shapes)
     num, cells, num_heads, head_dim = table_NSAd.shape
     first_N = torch.arange(num, device=row_NSALK4.device, dtype=torch.int32) * cells
@@ -95,18 +102,17 @@ def sample_by_bag(value_NSAd: Tensor, point_NSALK2: Tensor, weight_NSALK: Tensor
     return total.view(num, -1, num_heads * head_dim).to(value_NSAd.dtype)
 
 
-def corners(point_NSALK2: Tensor, weight_NSALK: Tensor, shapes: LevelShapes) -> tuple[Tensor, Tensor]:
+def corners(point: Points, weight_NSALK: Tensor, shapes: LevelShapes) -> tuple[Tensor, Tensor]:
     """The four cells around each point: their rows in an expression's `bordered` levels (int32), and their shares.
 
     Points beyond the border of zeros are moved onto it.
     """
-    width_L, height_L, start_L = _level_table(shapes, point_NSALK2.device)
-    x, y = point_NSALK2.unbind(-1)
-    x, y = torch.minimum(x.clamp(min=-1), width_L), torch.minimum(y.clamp(min=-1), height_L)
-    x0, y0 = torch.minimum(x.detach().floor(), width_L - 1), torch.minimum(y.detach().floor(), height_L - 1)
+    width_L, height_L, start_L = _level_table(shapes, weight_NSALK.device)
+    x, y = ((p + 1).relu().minimum(size_L + 1) for p, size_L in zip(point, (width_L, height_L), strict=True))
+    x0, y0 = x.detach().floor(), y.detach().floor()
     fx, fy = (x - x0).to(weight_NSALK.dtype), (y - y0).to(weight_NSALK.dtype)
-    step_L = width_L + 2
-    row_NSALK = ((y0 + 1) * step_L + (x0 + 1)).int() + start_L
+    step_L = width_L + BORDER
+    row_NSALK = torch.addcmul(x0, y0, step_L.to(y0.dtype)).int() + start_L
     row_NSALK4 = torch.stack([row_NSALK, row_NSALK + 1, row_NSALK + step_L, row_NSALK + step_L + 1], -1)
     low = weight_NSALK * fy
     high = weight_NSALK - low
@@ -115,10 +121,11 @@ def corners(point_NSALK2: Tensor, weight_NSALK: Tensor, shapes: LevelShapes) -> 
 
 
 def bordered(value_NSAd: Tensor, shapes: LevelShapes) -> Tensor:
-    """NSAd with a border of zeros around each level, so that no corner of a point lies outside."""
+    """NSAd with zeros around each level, so that no corner of a point lies outside: one row above, two below."""
     levels = value_NSAd.split([h * w for h, w in shapes], 1)
     grids = [level.unflatten(1, shape) for level, shape in zip(levels, shapes, strict=True)]
-    return torch.cat([F.pad(grid, (0, 0, 0, 0, 1, 1, 1, 1)).flatten(1, 2) for grid in grids], 1)
+    margins = (0, 0, 0, 0, 1, BORDER - 1, 1, BORDER - 1)
+    return torch.cat([F.pad(grid, margins).flatten(1, 2) for grid in grids], 1)
 
 
 class BagSum(torch.autograd.Function):
@@ -162,16 +169,16 @@ def _row_dots(grad_Gd: Tensor, bag_GK: Tensor, table_Rd: Tensor) -> Tensor:
         return torch.sparse.sampled_addmm(where, grad_Gd, table_Rd.t()).values().view_as(bag_GK)
 
 
-def sample_by_grid(value_NSAd: Tensor, point_NSALK2: Tensor, weight_NSALK: Tensor, shapes: LevelShapes) -> Tensor:
+def sample_by_grid(value_NSAd: Tensor, point: Points, weight_NSALK: Tensor, shapes: LevelShapes) -> Tensor:
     """The same as `sample_by_bag`, level by level with `grid_sample`."""
     num, _, num_heads, head_dim = value_NSAd.shape
     levels = value_NSAd.split([h * w for h, w in shapes], dim=1)
-    point_NALSK2 = point_NSALK2.permute(0, 2, 3, 1, 4, 5)
+    point_NALSK2 = torch.stack(point, -1).permute(0, 2, 3, 1, 4, 5)
     weight_NALSK = weight_NSALK.permute(0, 2, 3, 1, 4)
     total = torch.zeros((), dtype=value_NSAd.dtype, device=value_NSAd.device)
     for level, (height, width) in enumerate(shapes):
         image = levels[level].permute(0, 2, 3, 1).reshape(num * num_heads, head_dim, height, width)
-        size = torch.tensor([width, height], device=image.device, dtype=point_NSALK2.dtype)
+        size = torch.tensor([width, height], device=image.device, dtype=point_NALSK2.dtype)
         grid = ((2 * point_NALSK2[:, :, level] + 1) / size - 1).flatten(0, 1).to(image.dtype)
         read = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         total = total + (read * weight_NALSK[:, :, level].flatten(0, 1)[:, None]).sum(-1)
@@ -180,7 +187,7 @@ def sample_by_grid(value_NSAd: Tensor, point_NSALK2: Tensor, weight_NSALK: Tenso
 
 def _level_table(shapes: LevelShapes, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Width, height and first row of each bordered level, int32, each shaped L1: they meet tensors that end in L, K."""
-    starts = [sum((h + 2) * (w + 2) for h, w in shapes[:level]) for level in range(len(shapes))]
+    starts = [sum((h + BORDER) * (w + BORDER) for h, w in shapes[:level]) for level in range(len(shapes))]
     rows = ([w for _, w in shapes], [h for h, _ in shapes], starts)
     width, height, start = (torch.tensor(row, device=device, dtype=torch.int32)[:, None] for row in rows)
     return width, height, start

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlformer_cli.model.attention import Attention, FeedForward, MaskedGroupNorm, downsample_valid, upsample_valid
+from vlformer_cli.model.attention import (
+    Attention,
+    FeedForward,
+    MaskedGroupNorm,
+    downsample_valid,
+    is_whole,
+    upsample_valid,
+)
 from vlformer_cli.model.backbone import STRIDES
 from vlformer_cli.model.deform_attn import DeformableAttention, LevelShapes, cell_places
 from vlformer_cli.model.position import sine_position_2d
@@ -107,7 +114,7 @@ class DenseHead(nn.Module):
         size = (levels[0].shape[-2], levels[0].shape[-1])
         coarse = [upsample_valid(x, valid, size) for x, valid in zip(levels[1:], valids[1:], strict=True)]
         x_NYXD = self.norm((levels[0] + sum(coarse)).movedim(1, -1))
-        return self.out(F.relu(self.expand(x_NYXD)))[..., 0]
+        return self.out(F.relu(self.expand(x_NYXD), inplace=True))[..., 0]
 
 
 class ProjectedLevel(nn.Module):
@@ -183,8 +190,13 @@ class FinestLevel(nn.Module):
         valid4_NYX = valid4_BYX[image_index_N]
         size = (fine_BCYX.shape[-2], fine_BCYX.shape[-1])
         merged_NMYX = lateral_NMYX + upsample_valid(self.narrow(coarse_NDYX), valid8_BYX[image_index_N], size)
-        smooth_NMYX = F.relu(self.smooth_norm(self.smooth(merged_NMYX * valid4_NYX[:, None]), valid4_NYX))
-        return self.out(smooth_NMYX) * valid4_NYX[:, None]
+        smooth_NMYX = self.smooth_norm(self.smooth(_on_picture(merged_NMYX, valid4_NYX)), valid4_NYX)
+        return _on_picture(self.out(F.relu(smooth_NMYX, inplace=True)), valid4_NYX)
+
+
+def _on_picture(x_NCYX: Tensor, valid_NYX: Tensor) -> Tensor:
+    """Zero on padding."""
+    return x_NCYX if is_whole(valid_NYX) else x_NCYX * valid_NYX[:, None]
 
 
 def _flat(levels: Sequence[Tensor]) -> Tensor:

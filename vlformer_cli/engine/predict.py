@@ -43,8 +43,10 @@ class Candidates:
     """All queries of some expressions about one picture."""
 
     score_NQ: Tensor
-    logits_NQhw: Tensor
-    """At the size that the model reads."""
+    logits_NQYX: Tensor
+    """On the stride-4 grid, padding included."""
+    read_size: tuple[int, int]
+    """Height and width that the model read the picture at."""
     size: tuple[int, int]
     """Height and width of the original picture."""
 
@@ -55,8 +57,10 @@ class Candidates:
 
     def masks(self, expression: int, queries: Tensor) -> NDArray[np.bool_]:
         """One HW mask, at the original size, for each of the given queries of one expression."""
-        logits = self.logits_NQhw[expression, queries]
-        return (F.interpolate(logits[None], size=self.size, mode="bilinear", align_corners=False)[0] > 0).cpu().numpy()
+        logits_1QYX = self.logits_NQYX[expression, queries][None].float()
+        logits_1Qhw = F.interpolate(logits_1QYX, scale_factor=STRIDE, mode="bilinear", align_corners=False)
+        logits_1Qhw = logits_1Qhw[..., : self.read_size[0], : self.read_size[1]]
+        return (F.interpolate(logits_1Qhw, size=self.size, mode="bilinear", align_corners=False)[0] > 0).cpu().numpy()
 
 
 class Predictor:
@@ -99,6 +103,5 @@ class Predictor:
         tokens, is_cut = tokenize(expressions, self.config.max_tokens)
         index = torch.zeros(len(expressions), dtype=torch.long, device=self.device)
         output = self.model.ask(seen, tokens.to(self.device), index)
-        logits = F.interpolate(output.mask_logits.float(), scale_factor=STRIDE, mode="bilinear", align_corners=False)
         score_NQ = output.class_logits.float().softmax(-1)[..., REFERENT]
-        return Candidates(score_NQ, logits[..., : size[0], : size[1]], (original[0], original[1])), is_cut
+        return Candidates(score_NQ, output.mask_logits, size, (original[0], original[1])), is_cut

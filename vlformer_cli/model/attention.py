@@ -91,6 +91,13 @@ def is_whole(valid: Tensor) -> bool:
     return valid.device.type == "cpu" and not torch.compiler.is_compiling() and bool(valid.all())
 
 
+def per_expression(x_B: Tensor, image_index_N: Tensor) -> Tensor:
+    """What belongs to each expression's image; where all ask about one, it is not copied."""
+    if len(x_B) == 1 and not torch.compiler.is_compiling():
+        return x_B.expand(len(image_index_N), *x_B.shape[1:])
+    return x_B[image_index_N]
+
+
 def upsample_valid(x_BCYX: Tensor, cell_valid_BYX: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear upsampling to `size` in which padding has no weight: a cell at the border repeats outwards instead."""
     if is_whole(cell_valid_BYX):

@@ -19,6 +19,7 @@ from vlformer_cli.model.attention import (
     MaskedGroupNorm,
     downsample_valid,
     is_whole,
+    per_expression,
     upsample_valid,
 )
 from vlformer_cli.model.backbone import STRIDES
@@ -81,19 +82,20 @@ class PixelDecoder(nn.Module):
         shapes = tuple((x.shape[-2], x.shape[-1]) for x in projected)
         x_NSD = self.fusion([_flat([x]) for x in projected], words, image_index_N)
         place_SL2 = cell_places(shapes, STRIDES[1:], x_NSD.device)
-        level_position_NSD = _flat([p + e[:, None, None] for p, e in zip(positions, self.level_embed, strict=True)])
-        pad_NS = ~torch.cat([valid.flatten(1) for valid in valids], 1)[image_index_N]
+        level_position_BSD = _flat([p + e[:, None, None] for p, e in zip(positions, self.level_embed, strict=True)])
+        pad_NS = per_expression(~torch.cat([valid.flatten(1) for valid in valids], 1), image_index_N)
+        level_position_NSD = per_expression(level_position_BSD, image_index_N)
         fused = _unflat(x_NSD, shapes)
         for layer in self.encoder:
-            x_NSD = layer(x_NSD, level_position_NSD[image_index_N], place_SL2, shapes, pad_NS)
+            x_NSD = layer(x_NSD, level_position_NSD, place_SL2, shapes, pad_NS)
         levels = _unflat(x_NSD, shapes)
         mask_feat = self.to_mask(features[0], levels[0], valid4_BYX, valids[0], image_index_N)
         return PixelFeatures(
             levels=tuple(reversed(levels)),
-            positions=tuple(p[image_index_N] for p in reversed(positions)),
-            pads=tuple(~v[image_index_N] for v in reversed(valids)),
+            positions=tuple(per_expression(p, image_index_N) for p in reversed(positions)),
+            pads=tuple(~per_expression(v, image_index_N) for v in reversed(valids)),
             mask_feat=mask_feat,
-            dense_logits=self._dense_logits((fused, levels), [v[image_index_N] for v in valids]),
+            dense_logits=self._dense_logits((fused, levels), [per_expression(v, image_index_N) for v in valids]),
         )
 
     def _dense_logits(self, stages: Sequence[Sequence[Tensor]], valids: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -148,8 +150,10 @@ class EarlyFusion(nn.Module):
     @staticmethod
     def _scale(attention: nn.Module, x_BSD: Tensor, words: Words, image_index_N: Tensor) -> Tensor:
         assert isinstance(attention, Attention)
-        query_NSD = attention.query_proj(x_BSD)[image_index_N]
-        return x_BSD[image_index_N] * attention.attend(query_NSD, words.key, words.feat, words.pad[:, None])
+        query_NSD = per_expression(attention.query_proj(x_BSD), image_index_N)
+        return per_expression(x_BSD, image_index_N) * attention.attend(
+            query_NSD, words.key, words.feat, words.pad[:, None]
+        )
 
 
 class EncoderLayer(nn.Module):
@@ -186,10 +190,10 @@ class FinestLevel(nn.Module):
         self, fine_BCYX: Tensor, coarse_NDYX: Tensor, valid4_BYX: Tensor, valid8_BYX: Tensor, image_index_N: Tensor
     ) -> Tensor:
         """NMYX at stride 4, zero on padding."""
-        lateral_NMYX = self.lateral_norm(self.lateral(fine_BCYX), valid4_BYX)[image_index_N]
-        valid4_NYX = valid4_BYX[image_index_N]
+        lateral_NMYX = per_expression(self.lateral_norm(self.lateral(fine_BCYX), valid4_BYX), image_index_N)
+        valid4_NYX, valid8_NYX = per_expression(valid4_BYX, image_index_N), per_expression(valid8_BYX, image_index_N)
         size = (fine_BCYX.shape[-2], fine_BCYX.shape[-1])
-        merged_NMYX = lateral_NMYX + upsample_valid(self.narrow(coarse_NDYX), valid8_BYX[image_index_N], size)
+        merged_NMYX = lateral_NMYX + upsample_valid(self.narrow(coarse_NDYX), valid8_NYX, size)
         smooth_NMYX = self.smooth_norm(self.smooth(_on_picture(merged_NMYX, valid4_NYX)), valid4_NYX)
         return _on_picture(self.out(F.relu(smooth_NMYX, inplace=True)), valid4_NYX)
 

@@ -33,7 +33,7 @@ def checkpoints(folder: Path) -> list[str]:
 
 
 def test_forty_steps_equal_twenty_a_kill_and_the_rest(small_run: Config, tmp_path: Path) -> None:
-    longer = replace(small_run.train, steps=40, eval_every=16, save_every=10, log_every=1)
+    longer = replace(small_run.train, steps=40, eval_every=20, save_every=10, log_every=1)
     assert small_run.data is not None
     config = write_config(
         replace(small_run, train=longer, data=replace(small_run.data, workers=1)), tmp_path / "config.yaml"

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
+from vlformer_cli.types import PeerLostError
+
 TIME_LIMIT = "its time limit (--max-minutes)"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 RESERVE = 1.5  # so many times what a step and a checkpoint took at the longest is kept free before the limit
@@ -31,6 +33,9 @@ class StopRequest:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if isinstance(error, PeerLostError) and self.reason not in (None, TIME_LIMIT):
+            # torchrun ends this process because another one failed: it is that one's turn to speak
+            signal.raise_signal(signal.SIGTERM)
 
     def took(self, what: str, seconds: float) -> None:
         """Notes the duration of a `step`, a `checkpoint` or an `evaluation`, so that the time limit can be kept."""

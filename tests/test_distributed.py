@@ -132,6 +132,22 @@ def test_a_worker_that_dies_ends_the_job_and_leaves_nothing_running(job: Config,
     assert "Traceback" not in said
 
 
+def test_a_killed_launcher_leaves_nothing_running_and_a_checkpoint(job: Config, tmp_path: Path) -> None:
+    longer = replace(job, train=replace(job.train, steps=100_000, eval_every=100_000, save_every=100_000, log_every=1))
+    config = write_config(longer, tmp_path / "config.yaml")
+    process = start(config, tmp_path / "run", "--gpus", "2")
+    wait_for(tmp_path / "run/metrics.jsonl", process)
+    workers = workers_of(process.pid)
+    assert len(workers) == 2
+    process.kill()
+    process.wait()
+    # the second job waits for the first to end in order; it goes on from where that stopped
+    code, said = finish(start(config, tmp_path / "run", "--gpus", "2", "--resume", "--max-minutes", "0"))
+    assert code == 0, said
+    assert "resume: going on after step " in said
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
 def test_the_error_of_a_worker_comes_first_and_once(job: Config, tmp_path: Path) -> None:
     """Only process 1 fails; the others say nothing about having lost it."""
     (tmp_path / "sitecustomize.py").write_text(

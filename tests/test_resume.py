@@ -166,6 +166,23 @@ def test_a_run_is_not_overwritten(small_run: Config, tmp_path: Path) -> None:
         train(small_run, tmp_path / "run")
 
 
+def test_two_jobs_do_not_train_in_one_folder(
+    small_run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlformer_cli.engine.run_folder.LOCK_SECONDS", 0.1)
+    refused = []
+
+    def start_another() -> None:
+        with pytest.raises(VLFormerError, match=r"another process is training in .*run: wait for it, end it, or give"):
+            train(small_run, tmp_path / "run", resume=True)
+        refused.append(True)
+
+    during_step(monkeypatch, 3, start_another)
+    assert train(small_run, tmp_path / "run").step == 6
+    assert refused == [True]
+    assert train(small_run, tmp_path / "run", resume=True).step == 6
+
+
 def test_what_changed_in_the_config_is_named_field_by_field(small_run: Config, tmp_path: Path) -> None:
     train(small_run, tmp_path / "run")
     assert small_run.data is not None

@@ -18,8 +18,10 @@ from pathlib import Path
 from vlformer_cli.config import Config
 from vlformer_cli.data.canvas import canvas_of, on_canvas
 from vlformer_cli.engine.distributed import World, joined, world_from
+from vlformer_cli.engine.launch import Job
 from vlformer_cli.engine.loader import worker_failures
 from vlformer_cli.engine.run import Run
+from vlformer_cli.engine.run_folder import alone_in
 from vlformer_cli.engine.stop import StopRequest
 from vlformer_cli.loss.criterion import Counts
 from vlformer_cli.report.live import TrainDisplay
@@ -60,7 +62,8 @@ def train(
     """
     world = world or world_from(os.environ)
     settings = config.train
-    with joined(world), worker_failures(), StopRequest(max_minutes, alone=world.size == 1) as stop:
+    stop = StopRequest(max_minutes, alone=world.size == 1, follows_parent=Job.is_started(os.environ))
+    with joined(world), worker_failures(), alone_in(output, world), stop:
         # on machines whose processes did not fail, torchrun counts no restart
         (restarts,) = world.max([world.restarts])
         run = Run(config, output, world, resume=resume or restarts > 0)

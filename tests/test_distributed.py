@@ -146,6 +146,7 @@ def test_a_killed_launcher_leaves_nothing_running_and_a_checkpoint(job: Config, 
     assert code == 0, said
     assert "resume: going on after step " in said
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    process.communicate()
 
 
 def test_the_error_of_a_worker_comes_first_and_once(job: Config, tmp_path: Path) -> None:

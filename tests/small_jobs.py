@@ -68,10 +68,10 @@ def during_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Any) -> None:
     """Calls `act` once, before that step is taken."""
     original = Run.take
 
-    def take(run: Run, *args: Any) -> StepResult:
+    def take(run: Run, *args: Any, **more: Any) -> StepResult:
         if run.step == step:
             monkeypatch.setattr(Run, "take", original)
             act()
-        return original(run, *args)
+        return original(run, *args, **more)
 
     monkeypatch.setattr(Run, "take", take)

@@ -24,10 +24,11 @@ LOSS_TOLERANCE = 1e-5
 
 @pytest.fixture
 def job(small_run: Config) -> Config:
-    """Twenty steps of four pictures, with evaluation at the end."""
+    """Twenty steps of four pictures, with evaluation at the end; the longer expressions are cut."""
     assert small_run.data is not None
     return replace(
         small_run,
+        model=replace(small_run.model, max_tokens=10),
         data=replace(small_run.data, images_per_step=4),
         train=replace(small_run.train, steps=20, lr=1e-4, warmup=100, eval_every=20, eval_samples=20, save_every=5),
     )
@@ -51,7 +52,9 @@ def assert_same_numbers(found: Path, expected: Path) -> None:
     ours, theirs = (rows_of(run)[-1]["val"]["chosen_query"] for run in (found, expected))
     assert ours["count"] == theirs["count"] == 10
     assert ours["miou"] == pytest.approx(theirs["miou"], abs=1e-3)
-    assert [row["expressions"] for row in rows_of(found)] == [row["expressions"] for row in rows_of(expected)]
+    for counter in ("expressions", "cut"):
+        assert [row[counter] for row in rows_of(found)] == [row[counter] for row in rows_of(expected)]
+    assert rows_of(expected)[-1]["cut"] > 3
 
 
 def test_two_processes_give_the_losses_of_one_whoever_starts_them(
@@ -113,18 +116,37 @@ def workers_of(launcher: int) -> list[int]:
 
 def test_a_worker_that_dies_ends_the_job_and_leaves_nothing_running(job: Config, tmp_path: Path) -> None:
     config = write_config(job, tmp_path / "config.yaml")
-    process = start(config, tmp_path / "run", "--gpus", "2")
+    process = start(config, tmp_path / "run", "--gpus", "2", "--set", "data.workers=1")
     wait_for(tmp_path / "run/checkpoints/step-00000005.pt", process)
     workers = workers_of(process.pid)
     assert len(workers) == 2
     os.kill(workers[1], signal.SIGKILL)
     code, said = finish(process, seconds=60)
     assert code == 1
+    assert "lost the others" not in said
+    assert "resource_tracker" not in said
     last = said.splitlines()[-1]
     assert last.startswith(f"vlformer: the job ended: process 1 (pid {workers[1]}) was killed by SIGKILL")
     assert "--resume" in last
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     assert "Traceback" not in said
+
+
+def test_a_killed_launcher_leaves_nothing_running_and_a_checkpoint(job: Config, tmp_path: Path) -> None:
+    longer = replace(job, train=replace(job.train, steps=100_000, eval_every=100_000, save_every=100_000, log_every=1))
+    config = write_config(longer, tmp_path / "config.yaml")
+    process = start(config, tmp_path / "run", "--gpus", "2")
+    wait_for(tmp_path / "run/metrics.jsonl", process)
+    workers = workers_of(process.pid)
+    assert len(workers) == 2
+    process.kill()
+    process.wait()
+    # the second job waits for the first to end in order; it goes on from where that stopped
+    code, said = finish(start(config, tmp_path / "run", "--gpus", "2", "--resume", "--max-minutes", "0"))
+    assert code == 0, said
+    assert "resume: going on after step " in said
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    process.communicate()
 
 
 def test_the_error_of_a_worker_comes_first_and_once(job: Config, tmp_path: Path) -> None:
@@ -134,7 +156,7 @@ def test_the_error_of_a_worker_comes_first_and_once(job: Config, tmp_path: Path)
         "if os.environ.get('RANK') == '1':\n"
         "    from vlformer_cli.engine.run import Run\n"
         "    from vlformer_cli.types import VLFormerError\n"
-        "    def take(self, *args): raise VLFormerError('the pictures of process 1 are gone')\n"
+        "    def take(self, *args, **more): raise VLFormerError('the pictures of process 1 are gone')\n"
         "    Run.take = take\n"
     )
     config = write_config(job, tmp_path / "config.yaml")

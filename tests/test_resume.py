@@ -33,7 +33,7 @@ def checkpoints(folder: Path) -> list[str]:
 
 
 def test_forty_steps_equal_twenty_a_kill_and_the_rest(small_run: Config, tmp_path: Path) -> None:
-    longer = replace(small_run.train, steps=40, eval_every=16, save_every=10, log_every=1)
+    longer = replace(small_run.train, steps=40, eval_every=20, save_every=10, log_every=1)
     assert small_run.data is not None
     config = write_config(
         replace(small_run, train=longer, data=replace(small_run.data, workers=1)), tmp_path / "config.yaml"
@@ -164,6 +164,23 @@ def test_a_run_is_not_overwritten(small_run: Config, tmp_path: Path) -> None:
     train(small_run, tmp_path / "run")
     with pytest.raises(VLFormerError, match=r"holds a run already: add --resume"):
         train(small_run, tmp_path / "run")
+
+
+def test_two_jobs_do_not_train_in_one_folder(
+    small_run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlformer_cli.engine.run_folder.LOCK_SECONDS", 0.1)
+    refused = []
+
+    def start_another() -> None:
+        with pytest.raises(VLFormerError, match=r"another process is training in .*run: wait for it, end it, or give"):
+            train(small_run, tmp_path / "run", resume=True)
+        refused.append(True)
+
+    during_step(monkeypatch, 3, start_another)
+    assert train(small_run, tmp_path / "run").step == 6
+    assert refused == [True]
+    assert train(small_run, tmp_path / "run", resume=True).step == 6
 
 
 def test_what_changed_in_the_config_is_named_field_by_field(small_run: Config, tmp_path: Path) -> None:

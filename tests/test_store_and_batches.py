@@ -30,7 +30,7 @@ from vlformer_cli.data.dataset import (
 )
 from vlformer_cli.data.rle import encode_mask
 from vlformer_cli.data.store import PreparedSplit, PreparedWriter
-from vlformer_cli.data.transforms import Augmentation, fitted_size
+from vlformer_cli.data.transforms import Augmentation, View, fitted_size
 from vlformer_cli.types import Batch, ImageGroup, Ref, Sample, VLFormerError
 
 STILL = Augmentation(short_sides=(48,), max_side=96, rotate_degrees=0.0, colour_jitter=0.0, shift=0.0)
@@ -333,19 +333,29 @@ def overlap(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
     return float((one & other).sum() / (one | other).sum())
 
 
-@pytest.mark.parametrize("size", [(200, 300), (300, 200), (60, 80), (97, 131)])
+def augment(
+    how: Augmentation, image: NDArray[np.uint8], mask: NDArray[np.bool_], rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """A picture with one mask, read as training reads them."""
+    original = (image.shape[0], image.shape[1])
+    view = View.of_mask(encode_mask(mask), how.largest(*original))
+    new_image, (new_mask,) = how.apply(View.of_image(image), [view], original, rng)
+    return new_image, new_mask
+
+
+@pytest.mark.parametrize("size", [(200, 300), (300, 200), (60, 80), (97, 131), (1211, 1597)])
 def test_augmentation_moves_picture_and_mask_together_and_never_mirrors(size: tuple[int, int]) -> None:
     wild = Augmentation(short_sides=(96, 120), max_side=200, rotate_degrees=15.0, colour_jitter=0.1, shift=0.1)
     image, mask = tilted_square(size)
     still = Augmentation(short_sides=(96,), max_side=200, rotate_degrees=0.0, colour_jitter=0.0, shift=0.0)
-    plain = still.apply(image, mask[None], np.random.default_rng(0))[1][0]
+    plain = augment(still, image, mask, np.random.default_rng(0))[1]
     moved = []
     for seed in range(20):
-        new_image, new_masks = wild.apply(image, mask[None], np.random.default_rng(seed))
-        assert new_image.shape[:2] == new_masks.shape[1:]
+        new_image, new_mask = augment(wild, image, mask, np.random.default_rng(seed))
+        assert new_image.shape[:2] == new_mask.shape
         assert min(new_image.shape[:2]) in (96, 120)
-        assert overlap(new_image.mean(2) > 125, new_masks[0]) > 0.9
-        y, x = (places.mean() / side for places, side in zip(new_masks[0].nonzero(), new_masks[0].shape, strict=True))
+        assert overlap(new_image.mean(2) > 125, new_mask) > 0.9
+        y, x = (places.mean() / side for places, side in zip(new_mask.nonzero(), new_mask.shape, strict=True))
         assert x > 0.5  # the square stays on the right: its middle is 0.5 + a sixth of the height at the least
         assert y < 0.62
         moved.append((round(float(y), 3), round(float(x), 3)))
@@ -359,8 +369,8 @@ def test_what_leaves_the_picture_free_is_filled_with_its_mean_and_not_with_the_r
     shifting = Augmentation(short_sides=(60,), max_side=60, rotate_degrees=0.0, colour_jitter=0.0, shift=0.5)
     found = 0
     for seed in range(8):
-        new_image, new_masks = shifting.apply(image, np.ones((1, 60, 60), np.bool_), np.random.default_rng(seed))
-        free = binary_erosion(~new_masks[0], np.ones((5, 5)), border_value=1)  # without the blended edge
+        new_image, new_mask = augment(shifting, image, np.ones((60, 60), np.bool_), np.random.default_rng(seed))
+        free = binary_erosion(~new_mask, np.ones((5, 5)), border_value=1)  # without the blended edge
         found += int(free.sum())
         assert np.abs(new_image[free].astype(int) - 100).max(initial=0) <= 1
     assert found > 1000

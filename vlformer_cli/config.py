@@ -134,6 +134,9 @@ class DataConfig:
     """Half of the pictures are mirrored and "left" and "right" swapped, unless a word cannot be. Original: never."""
     workers: int = 1
     """Loader processes beside each training process."""
+    cache: str = ""
+    """A folder for pictures as training shrinks them, so that each is decoded once; empty: none. Takes 3 bytes a pixel
+    (0.9 MB at 480 x 640) and changes no number."""
 
 
 @dataclass(frozen=True)

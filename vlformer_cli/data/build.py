@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from vlformer_cli.config import Config, DataConfig, DataSource, ModelConfig
+from vlformer_cli.data.cache import PictureCache
 from vlformer_cli.data.dataset import Deal, TrainingBatches, WeightedSplit
 from vlformer_cli.data.store import PreparedSplit
 from vlformer_cli.data.transforms import Augmentation
@@ -67,4 +68,5 @@ def build_training_data(config: Config, *, rank: int = 0, size: int = 1) -> Trai
         seed=config.train.seed,
         mirror=config.data.mirror,
         deal=Deal(rank=rank, size=size, forwards=config.train.accumulate),
+        cache=PictureCache(Path(config.data.cache)) if config.data.cache else None,
     )

@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from vlformer_cli.data.cache import PictureCache, shrunk_picture
 from vlformer_cli.data.flip import mirror_group
 from vlformer_cli.data.images import read_image
 from vlformer_cli.data.rle import decode_rle
 from vlformer_cli.data.store import PreparedSplit
 from vlformer_cli.data.tokenize import tokenize
-from vlformer_cli.data.transforms import Augmentation, fitted_size, resize_image, resize_mask
+from vlformer_cli.data.transforms import Augmentation, View, fitted_size, resize_image, resize_mask
 from vlformer_cli.types import Batch, ImageGroup, Ref, Sample, VLFormerError
 
 CANVAS_STEP = 32  # the coarsest stride of the backbone
@@ -74,14 +75,16 @@ class TrainingBatches(Dataset[tuple[Batch, ...]]):
         seed: int,
         mirror: bool = False,
         deal: Deal = Deal(),
+        cache: PictureCache | None = None,
     ) -> None:
-        """`mirror`: half of the pictures are mirrored, with their words, where that can be done.
+        """`mirror`: half of the pictures are mirrored, with their words, where that can be done. `cache`: saves time.
 
         Raises VLFormerError if at some step no source is active, a source is empty, or the deal does not go up.
         """
         self.sources, self.augmentation = tuple(sources), augmentation
         self.images_per_step, self.expressions_per_image = images_per_step, expressions_per_image
         self.max_tokens, self.steps, self.seed, self.mirror, self.deal = max_tokens, steps, seed, mirror, deal
+        self.cache = cache
         if images_per_step % (deal.size * deal.forwards):
             raise VLFormerError(
                 f"data.images_per_step is {images_per_step}, which {deal.size} processes x {deal.forwards} forwards "
@@ -124,7 +127,7 @@ class TrainingBatches(Dataset[tuple[Batch, ...]]):
             samples = source.split.image_samples((ordinal + attempt) % source.split.num_images)
             chosen = rng.permutation(len(samples))[: self.expressions_per_image]
             try:
-                group = load_group(source.split, [samples[i] for i in chosen], self.augmentation, rng)
+                group = load_group(source.split, [samples[i] for i in chosen], self.augmentation, rng, self.cache)
                 return (mirror_group(group) or group) if self.mirror and rng.random() < 0.5 else group
             except VLFormerError as error:
                 failure = error
@@ -148,12 +151,24 @@ def shuffled_ordinal(draw: int, count: int, seed: int) -> int:
 
 
 def load_group(
-    split: PreparedSplit, samples: Sequence[Sample], augmentation: Augmentation, rng: np.random.Generator
+    split: PreparedSplit,
+    samples: Sequence[Sample],
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+    cache: PictureCache | None = None,
 ) -> ImageGroup:
     """One augmented picture with the masks of `samples`, which all ask about it."""
-    image_HW3 = read_image(split.image_path(samples[0].ref))
-    masks_NHW = np.stack([ref_mask(sample.ref) for sample in samples])
-    image_HW3, masks_NHW = augmentation.apply(image_HW3, masks_NHW, rng)
+    first = samples[0].ref
+    original, path = (first.height, first.width), split.image_path(first)
+    largest = augmentation.largest(*original)
+    picture = cache.view(path, original, largest) if cache else shrunk_picture(path, original, largest)
+    refs = {sample.ref.ref_id: sample.ref for sample in samples}
+    meant = [ref for ref in refs.values() if ref.segmentation is not None]
+    views = [View.of_mask(ref.segmentation, largest) for ref in meant if ref.segmentation is not None]
+    image_HW3, masks = augmentation.apply(picture, views, original, rng)
+    of_ref = dict(zip((ref.ref_id for ref in meant), masks, strict=True))
+    nothing = np.zeros(image_HW3.shape[:2], dtype=np.bool_)
+    masks_NHW = np.stack([of_ref.get(sample.ref.ref_id, nothing) for sample in samples])
     return ImageGroup(image_HW3, masks_NHW, tuple(samples))
 
 

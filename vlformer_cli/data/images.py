@@ -36,6 +36,7 @@ _TURNS = {
 _MASK_MODES = ("1", "L", "P", "RGB", "I", "I;16")  # 16-bit grey is I or I;16, depending on Pillow's version
 _EXIF_ORIENTATION = 0x0112
 _SWAPS_SIDES = (5, 6, 7, 8)
+_JPEG_STEPS = (8, 4, 2)  # how libjpeg can shrink while it decodes
 
 
 def read_image(path: Path | str) -> NDArray[np.uint8]:
@@ -48,6 +49,35 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
     with _opened(Path(path)) as image:
         image.load()
         return np.array(_turned(_to_rgb(image), _orientation(image)))
+
+
+def read_at_least(path: Path | str, least: tuple[int, int]) -> tuple[NDArray[np.uint8], int, tuple[int, int]]:
+    """As `read_image`, but a JPEG may be decoded at a half, a quarter or an eighth, no smaller than `least`.
+
+    Returns the pixels, the step (each stands for step x step of the original's), and the original's height and width,
+    upright as all else. Where the step does not divide them, the last row and column reach beyond the edge.
+    """
+    with _opened(Path(path)) as image:
+        orientation, (width, height) = _orientation(image), image.size
+        swaps = orientation in _SWAPS_SIDES
+        step = _shrink_jpeg(image, least[::-1] if swaps else least, upright=orientation not in _TURNS)
+        image.load()
+        if step == 1:  # TIFFs are turned while they load
+            width, height = image.size
+        original = (width, height) if swaps else (height, width)
+        return np.array(_turned(_to_rgb(image), orientation)), step, original
+
+
+def _shrink_jpeg(image: Image.Image, least: tuple[int, int], *, upright: bool) -> int:
+    """Asks the decoder of an opened JPEG for fewer pixels, no fewer than `least` as it is stored; returns the step."""
+    width, height = image.size
+    for step in _JPEG_STEPS if image.format in ("JPEG", "MPO") else ():
+        is_enough = height // step >= least[0] and width // step >= least[1]
+        # of a turned picture, the last row may come to be the first: only where it holds as much as the others
+        if is_enough and (upright or height % step == width % step == 0):
+            image.draft(None, (width // step, height // step))
+            return step if image.size == (-(-width // step), -(-height // step)) else 1
+    return 1
 
 
 def image_size(path: Path | str) -> tuple[int, int]:

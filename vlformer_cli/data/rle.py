@@ -17,6 +17,7 @@ from pycocotools import mask as coco_mask
 
 from vlformer_cli.types import RLE, VLFormerError
 
+Runs = NDArray[np.int64]
 _DIGITS_PER_RUN = 7  # 5 bits each: room for any 32-bit run, and no shift beyond the C code's integers
 
 
@@ -31,16 +32,36 @@ def encode_mask(mask_HW: NDArray[np.bool_]) -> RLE:
     return _plain(coco_mask.encode(np.asfortranarray(mask_HW, dtype=bool).view(np.uint8)))
 
 
-def decode_rle(rle: RLE) -> NDArray[np.bool_]:
-    """The boolean HW mask; raises VLFormerError where the RLE is malformed.
+def decode_rle(rle: RLE, step: int = 1) -> NDArray[np.bool_]:
+    """The boolean HW mask, or every `step`-th row and column of it from number `step // 2` on, made as such.
+
+    Raises VLFormerError where the RLE is malformed.
 
     >>> decode_rle({"size": [2, 2], "counts": "13"}).tolist()
     [[False, True], [True, True]]
+    >>> decode_rle({"size": [2, 2], "counts": "13"}, step=2).tolist()
+    [[True]]
     """
     runs = check_rle(rle)
     height, width = rle["size"]
+    if step > 1:
+        runs, height, width = _every(step, runs, height, width)
     is_mask = np.arange(len(runs)) % 2 == 1  # runs of background and mask take turns, and background is first
     return np.ascontiguousarray(np.repeat(is_mask, runs).reshape(width, height).T)
+
+
+def _every(step: int, runs: Runs, height: int, width: int) -> tuple[Runs, int, int]:
+    """The runs of what is left of a mask where only every `step`-th row and column is kept, and its height, width."""
+
+    def kept(places: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """How many of those that are kept come before each place."""
+        return np.clip(-((step // 2 - places) // step), 0, count)
+
+    rows, columns = ((side - step // 2 + step - 1) // step for side in (height, width))
+    column, row = np.divmod(np.cumsum(runs), height)
+    is_kept = (column < width) & (column % step == step // 2)
+    ends = kept(column, columns) * rows + np.where(is_kept, kept(row, rows), 0)
+    return np.diff(ends, prepend=0), rows, columns
 
 
 def rle_area(rle: RLE) -> int:
@@ -82,7 +103,7 @@ def polygons_to_rle(segmentation: Any, height: int, width: int) -> RLE:
     return _plain(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
 
 
-def check_rle(rle: RLE) -> list[int]:
+def check_rle(rle: RLE) -> Runs:
     """The runs of a compressed RLE, column-major; raises VLFormerError unless they fill its picture exactly."""
     try:
         height, width = (int(side) for side in rle["size"])
@@ -102,7 +123,7 @@ def _from_rle(segmentation: Mapping[str, Any], height: int, width: int) -> RLE:
     if isinstance(counts, list):
         if not all(isinstance(run, int) for run in counts):
             raise VLFormerError(f"RLE counts {_shown(counts)} are not whole numbers")
-        _check_runs(counts, height, width)
+        _check_runs(np.array(counts, dtype=object), height, width)  # however large the numbers are
         return _plain(coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width))
     text = counts.decode("ascii", "replace") if isinstance(counts, bytes) else counts
     rle = RLE(size=[height, width], counts=text)  # type: ignore[typeddict-item]  # what it is, check_rle finds out
@@ -123,30 +144,37 @@ def _check_polygon(polygon: Any, height: int, width: int) -> None:
             )
 
 
-def _check_runs(runs: list[int], height: int, width: int) -> None:
-    if min(height, width) < 1 or min(runs, default=0) < 0 or sum(runs) != height * width:
+def _check_runs(runs: NDArray[Any], height: int, width: int) -> None:
+    area = height * width
+    # none longer than the whole first, as a sum of such runs cannot overflow
+    fits = min(height, width) >= 1 and runs.size > 0 and runs.min() >= 0 and runs.max() <= area
+    if not fits or runs.sum() != area:
+        total = sum(runs.tolist())
         raise VLFormerError(
-            f"RLE with runs over {sum(runs)} pixels does not fill a picture of height {height} and width {width}"
+            f"RLE with runs over {total} pixels does not fill a picture of height {height} and width {width}"
         )
 
 
-def _runs(counts: str) -> list[int]:
+def _runs(counts: str) -> Runs:
     """The run lengths of COCO's text form: 5 bits a character, low ones first; from the fourth on, a difference."""
-    runs: list[int] = []
-    value = digits = 0
-    for byte in counts.encode("ascii"):
-        code = byte - 48
-        if not 0 <= code < 64 or digits >= _DIGITS_PER_RUN:
-            raise ValueError("not COCO's text form")
-        value |= (code & 0x1F) << 5 * digits
-        digits += 1
-        if not code & 0x20:  # the run's last character; its fifth bit is the sign
-            value -= (1 << 5 * digits) if code & 0x10 else 0
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = digits = 0
-    if digits:
+    codes = np.frombuffer(counts.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
+    if not codes.size:
+        return codes
+    if codes.min() < 0 or codes.max() >= 64:
+        raise ValueError("not COCO's text form")
+    last = np.flatnonzero(~codes & 0x20)  # each run's last character; its fifth bit is the sign
+    if not last.size or last[-1] != codes.size - 1:
         raise ValueError("the text is cut off")
-    return runs
+    digits = np.diff(last, prepend=-1)
+    if digits.max() > _DIGITS_PER_RUN:
+        raise ValueError("not COCO's text form")
+    first = last - digits + 1
+    place = np.arange(codes.size) - np.repeat(first, digits)
+    values = np.add.reduceat((codes & 0x1F) << 5 * place, first)
+    values -= np.where(codes[last] & 0x10, 1 << 5 * digits, 0)
+    for start in (1, 2):
+        values[start::2] = np.cumsum(values[start::2])
+    return values
 
 
 def _plain(rle: Mapping[str, Any]) -> RLE:

@@ -69,6 +69,8 @@ def launch(job: Job, arguments: Sequence[str]) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // job.gpus)))  # or torchrun sets 1, and says so
     # or processes that are started again read the addresses of those that have ended (torch 2.14)
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    # or of a process that was killed Python says what it left behind before anybody says that it was killed
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"]))
     _silence_torchrun()
     try:
         with tempfile.TemporaryDirectory(prefix="vlformer-job-", ignore_cleanup_errors=True) as folder:

@@ -13,6 +13,7 @@ from vlformer_cli.report.say import say
 from vlformer_cli.types import VLFormerError
 
 MAY_CHANGE = (
+    "data.cache",
     "data.workers",
     "train.accumulate",
     "train.device",

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 import yaml
-from torch.utils.data import DataLoader
 
 from vlformer_cli.config import Config, to_tree
 from vlformer_cli.data.build import build_training_data, open_split
@@ -20,6 +18,7 @@ from vlformer_cli.engine.checkpoint import save_weights, write_atomically
 from vlformer_cli.engine.device import memory_used
 from vlformer_cli.engine.distributed import World
 from vlformer_cli.engine.evaluate import evaluate
+from vlformer_cli.engine.loader import load
 from vlformer_cli.engine.manifest import resumed_manifest, run_manifest, write_json
 from vlformer_cli.engine.predict import Predictor
 from vlformer_cli.engine.resume import state_to_start_from
@@ -97,25 +96,17 @@ class Run:
         """The moving average where there is one."""
         return self.model if self.average is None else self.average.module  # type: ignore[return-value]
 
-    def batches(self) -> Iterator[tuple[Batch, ...]]:
-        """This process's part of each of the steps that are left."""
+    def batches(self) -> Generator[tuple[Batch, ...], None, None]:
+        """This process's part of each of the steps that are left; to be closed."""
         assert self.config.data is not None
-        workers = self.config.data.workers
-        loader: DataLoader[tuple[Batch, ...]] = DataLoader(
-            self.data,
-            batch_size=None,
-            sampler=range(self.step, self.config.train.steps),
-            num_workers=workers,
-            generator=torch.Generator(),  # its own, so that making the loader leaves the global one as it is
-            worker_init_fn=_one_thread,
-            pin_memory=self.device.type == "cuda",
-            # a fork would copy OpenCV's and OpenMP's thread pools without their threads, and hang on first use
-            multiprocessing_context="spawn" if workers else None,
-        )
-        return iter(loader)
+        steps = range(self.step, self.config.train.steps)
+        return load(self.data, steps, workers=self.config.data.workers, device=self.device)
 
-    def take(self, batches: Sequence[Batch], counts: Counts) -> StepResult:
-        """The next step. Raises VLFormerError after too many in a row whose loss is not finite."""
+    def take(self, batches: Sequence[Batch], counts: Counts, *, cut: int = 0) -> StepResult:
+        """The next step; `counts` and `cut` (expressions) are of all processes.
+
+        Raises VLFormerError after too many in a row whose loss is not finite.
+        """
         result = self.stepper.take(self.step, batches, counts.to(self.device))
         is_bad = not result.is_finite or (not math.isfinite(result.gradient_norm) and not self.stepper.may_overflow)
         self.skipped += is_bad
@@ -124,7 +115,7 @@ class Run:
             self._give_up(batches)
         self.step += 1
         self.expressions += int(counts.expressions)
-        self.cut += sum(batch.cut for batch in batches)
+        self.cut += cut
         return result
 
     def due(self, every: int, *, after: int = 0) -> bool:
@@ -159,12 +150,29 @@ class Run:
         if self.val is not None:
             predictor, limit = Predictor(self.best_weights, self.config.model), self.config.train.eval_samples
             found = evaluate(predictor, self.val, limit=limit, title="val", world=self.world)
-            self._write({"val": found.to_json()})
-            value = float(getattr(found.summary, self.config.train.best_by))
-            if self.best is None or value > self.best[0]:
-                self.best = (value, self.step)
+            if self._is_best(float(getattr(found.summary, self.config.train.best_by))):
                 self.save_for_use("best.safetensors")
+            self._write({"val": found.to_json()})  # last: whoever reads it knows that the best weights are there
         return time.monotonic() - began
+
+    def catch_up(self) -> None:
+        """After a resume: the evaluation that came after the checkpoint was written, from the log or done now."""
+        if self.step == 0 or not self.due(self.config.train.eval_every):
+            return
+        rows = read_rows(self.output / "metrics.jsonl", up_to=self.step) if self.world.is_first else []
+        known = [row["val"] for row in rows if row["step"] == self.step and "val" in row]
+        (known, *_) = self.world.gather(known)
+        if known:
+            self._is_best(float(known[-1]["chosen_query"][self.config.train.best_by]))
+        else:
+            self.evaluate()
+
+    def _is_best(self, value: float) -> bool:
+        """Whether an evaluation at this step found more than any before; it is noted then."""
+        if self.best is not None and value <= self.best[0]:
+            return False
+        self.best = (value, self.step)
+        return True
 
     @property
     def best_text(self) -> str:
@@ -262,10 +270,3 @@ class Run:
 def _finite(value: float) -> float | None:
     """JSON knows no other numbers."""
     return value if math.isfinite(value) else None
-
-
-def _one_thread(_: int) -> None:
-    import cv2
-
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)

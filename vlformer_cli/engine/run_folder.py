@@ -9,16 +9,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from vlformer_cli.data.store import file_sha256
 from vlformer_cli.engine.checkpoint import write_atomically
+from vlformer_cli.engine.distributed import World
 from vlformer_cli.types import Batch, VLFormerError
 
+LOCK_SECONDS = 15.0  # what processes whose launcher was killed may need to end in order
 _NAME = re.compile(r"step-(\d{8,})\.pt")
 
 
@@ -92,6 +96,27 @@ class Checkpoints:
 
     def _digest(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.pt.sha256"
+
+
+@contextmanager
+def alone_in(folder: Path, world: World) -> Iterator[None]:
+    """Inside, no other job can train in the folder; raises VLFormerError where one does. Killed ones leave no lock."""
+    lock = FileLock(folder / ".lock", timeout=LOCK_SECONDS) if world.is_first else None
+    try:
+        if lock is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+    except Timeout as error:
+        raise VLFormerError(
+            f"another process is training in {folder}: wait for it, end it, or give another --output"
+        ) from error
+    except (OSError, NotImplementedError):
+        lock = None  # some network file systems have no locks, and on a full disk training goes on
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def read_rows(path: Path, up_to: int | None = None) -> list[dict[str, Any]]:

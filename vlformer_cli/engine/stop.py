@@ -1,14 +1,21 @@
-"""When a run has to stop early: a signal came, or its time is nearly over. Either way it ends with a checkpoint."""
+"""When a run has to stop early: a signal came, its launcher is gone, or its time is nearly over.
+
+Either way it ends with a checkpoint.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
+from vlformer_cli.types import PeerLostError
+
 TIME_LIMIT = "its time limit (--max-minutes)"
+ORPHANED = "the end of the process that started it"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 RESERVE = 1.5  # so many times what a step and a checkpoint took at the longest is kept free before the limit
 
@@ -16,11 +23,15 @@ RESERVE = 1.5  # so many times what a step and a checkpoint took at the longest 
 class StopRequest:
     """Inside `with`, the first SIGTERM or SIGINT asks to stop; a second SIGINT of a lone process interrupts at once."""
 
-    def __init__(self, max_minutes: float | None, *, alone: bool) -> None:
-        """`max_minutes`: from now; None: no limit. `alone`: the only process; to several, signals come twice."""
+    def __init__(self, max_minutes: float | None, *, alone: bool, follows_parent: bool = False) -> None:
+        """`max_minutes`: from now; None: no limit. `alone`: the only process; to several, signals come twice.
+
+        `follows_parent`: the end of the process that started this one is a reason to stop too.
+        """
         self.reason: str | None = None
         self.alone = alone
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+        self._parent = os.getppid() if follows_parent else None
         self._longest = {"step": 0.0, "checkpoint": 0.0, "evaluation": 0.0}
         self._before: dict[int, Any] = {}
 
@@ -31,6 +42,9 @@ class StopRequest:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if isinstance(error, PeerLostError) and self.reason not in (None, TIME_LIMIT, ORPHANED):
+            # torchrun ends this process because another one failed: it is that one's turn to speak
+            signal.raise_signal(signal.SIGTERM)
 
     def took(self, what: str, seconds: float) -> None:
         """Notes the duration of a `step`, a `checkpoint` or an `evaluation`, so that the time limit can be kept."""
@@ -38,6 +52,8 @@ class StopRequest:
 
     def is_wanted(self, *, evaluates: bool) -> bool:
         """Whether the run should stop before its next step. `evaluates`: an evaluation comes after that."""
+        if self.reason is None and self._parent not in (None, os.getppid()):
+            self.reason = ORPHANED
         if self.reason is None and self._deadline is not None:
             needed = sum(t for what, t in self._longest.items() if evaluates or what != "evaluation")
             if self._deadline - time.monotonic() < RESERVE * needed:

@@ -11,13 +11,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from vlformer_cli.config import Config
 from vlformer_cli.data.canvas import canvas_of, on_canvas
 from vlformer_cli.engine.distributed import World, joined, world_from
+from vlformer_cli.engine.launch import Job
+from vlformer_cli.engine.loader import worker_failures
 from vlformer_cli.engine.run import Run
+from vlformer_cli.engine.run_folder import alone_in
 from vlformer_cli.engine.stop import StopRequest
 from vlformer_cli.loss.criterion import Counts
 from vlformer_cli.report.live import TrainDisplay
@@ -58,19 +62,24 @@ def train(
     """
     world = world or world_from(os.environ)
     settings = config.train
-    with joined(world), StopRequest(max_minutes, alone=world.size == 1) as stop:
+    stop = StopRequest(max_minutes, alone=world.size == 1, follows_parent=Job.is_started(os.environ))
+    with joined(world), worker_failures(), alone_in(output, world), stop:
         # on machines whose processes did not fail, torchrun counts no restart
         (restarts,) = world.max([world.restarts])
         run = Run(config, output, world, resume=resume or restarts > 0)
         if world.is_first:
             run.introduce()
-        with run, TrainDisplay(config.model.name, settings.steps, quiet=not world.is_first) as display:
-            for loaded in run.batches():
+        name, quiet = config.model.name, not world.is_first
+        with run, TrainDisplay(name, settings.steps, quiet=quiet) as display, closing(run.batches()) as dealt:
+            run.catch_up()
+            for loaded in dealt:
                 began = time.monotonic()
-                batches, counts, stops = agree(world, loaded, stop, evaluates=run.due(settings.eval_every, after=1))
+                batches, counts, cut, stops = agree(
+                    world, loaded, stop, evaluates=run.due(settings.eval_every, after=1)
+                )
                 if stops:
                     break
-                result = run.take(batches, counts)
+                result = run.take(batches, counts, cut=cut)
                 display.update(run.now(result))
                 if run.due(settings.log_every):
                     run.log_step(result, display.rates()[0])
@@ -85,13 +94,17 @@ def train(
 
 def agree(
     world: World, batches: Sequence[Batch], stop: StopRequest, *, evaluates: bool
-) -> tuple[list[Batch], Counts, bool]:
-    """Over all processes: one canvas, what the step's means are taken over, and whether one wants to stop before it."""
+) -> tuple[list[Batch], Counts, int, bool]:
+    """Over all processes: one canvas, what the step's means are taken over, how many expressions were cut, and whether
+    one wants to stop before the step.
+    """
     height, width = world.max(canvas_of(batches))
     expressions, meant = Counts.on_host(batches)
-    expressions, meant, stops = world.sum([expressions, meant, float(stop.is_wanted(evaluates=evaluates))])
+    cut = float(sum(batch.cut for batch in batches))
+    wanted = float(stop.is_wanted(evaluates=evaluates))
+    expressions, meant, cut, stops = world.sum([expressions, meant, cut, wanted])
     on_one_canvas = [on_canvas(batch, height, width) for batch in batches]
-    return on_one_canvas, Counts.from_numbers(expressions, meant), stops > 0
+    return on_one_canvas, Counts.from_numbers(expressions, meant), int(cut), stops > 0
 
 
 def finish(run: Run, stop: StopRequest | None) -> Trained:

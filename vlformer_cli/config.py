@@ -86,6 +86,8 @@ class ModelConfig:
     """Sampling points per head and level. Original: 4."""
     position_in_features: bool = True
     """The sine position is added to the features before the early fusion. False reproduces the original."""
+    mix_levels: bool = False
+    """Before the words come in, each level of features becomes the mean of all levels. Original: no."""
     dense_head: bool = False
     """In training, heads on the fused and on the encoded features predict the referent by themselves. Original: no."""
     short_side: int = 480

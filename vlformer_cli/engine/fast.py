@@ -27,10 +27,10 @@ class BFloat16(nn.Module):
     def __init__(self, model: VLFormer) -> None:
         """`model` is changed: autocast would convert its weights anew in every forward."""
         super().__init__()
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear | nn.MultiheadAttention):
-                for parameter in module.parameters(recurse=False):
-                    parameter.data = parameter.data.bfloat16()
+        for part in (model.backbone, model.pixel_decoder, model.decoder):
+            for module in part.modules():
+                if isinstance(module, nn.Conv2d | nn.Linear):
+                    module.bfloat16()
         self.model = model
 
     def look(self, images_BCHW: Tensor, pixel_valid_BHW: Tensor) -> ImageFeatures:

@@ -208,6 +208,7 @@ def _pixel_decoder(config: ModelConfig, channels: tuple[int, ...]) -> PixelDecod
         dense_heads=[DenseHead(dim=dim) for _ in range(2)] if config.dense_head else [],
         dim=dim,
         add_position=config.position_in_features,
+        mix_levels=config.mix_levels,
     )
 
 

@@ -59,15 +59,19 @@ class PixelDecoder(nn.Module):
         dense_heads: Sequence[nn.Module],
         dim: int,
         add_position: bool,
+        mix_levels: bool = False,
     ) -> None:
         """`inputs`: for strides 8, 16, 32. `add_position`: the sine position is part of the features from the start.
+
+        `mix_levels`: before the words come in, each level becomes the mean of all, so that what the words multiply
+        holds the fine levels' colours and the coarse levels' kinds at once.
 
         `dense_heads`: two for losses that teach the features directly, after the fusion and after the encoder; or none.
         """
         super().__init__()
         self.inputs, self.fusion, self.encoder = nn.ModuleList(inputs), fusion, nn.ModuleList(encoder)
         self.to_mask, self.dense_heads = to_mask, nn.ModuleList(dense_heads)
-        self.dim, self.add_position = dim, add_position
+        self.dim, self.add_position, self.mix_levels = dim, add_position, mix_levels
         self.level_embed = nn.Parameter(torch.randn(len(self.inputs), dim))
 
     def forward(
@@ -79,6 +83,8 @@ class PixelDecoder(nn.Module):
         projected = [layer(x, valid) for layer, x, valid in zip(self.inputs, features[1:], valids, strict=True)]
         if self.add_position:
             projected = [x + position * v[:, None] for x, position, v in zip(projected, positions, valids, strict=True)]
+        if self.mix_levels:
+            projected = mixed(projected, valids)
         shapes = tuple((x.shape[-2], x.shape[-1]) for x in projected)
         x_NSD = self.fusion([_flat([x]) for x in projected], words, image_index_N)
         place_SL2 = cell_places(shapes, STRIDES[1:], x_NSD.device)
@@ -196,6 +202,25 @@ class FinestLevel(nn.Module):
         merged_NMYX = lateral_NMYX + upsample_valid(self.narrow(coarse_NDYX), valid8_NYX, size)
         smooth_NMYX = self.smooth_norm(self.smooth(_on_picture(merged_NMYX, valid4_NYX)), valid4_NYX)
         return _on_picture(self.out(F.relu(smooth_NMYX, inplace=True)), valid4_NYX)
+
+
+def mixed(levels: Sequence[Tensor], valids: Sequence[Tensor]) -> list[Tensor]:
+    """Each level BDYX (strides 8, 16, 32) as the mean of all on its grid; padding has no weight and stays 0."""
+    means = []
+    for valid in valids:
+        size = (valid.shape[-2], valid.shape[-1])
+        parts = [resize_valid(x, own, size) for x, own in zip(levels, valids, strict=True)]
+        means.append(_on_picture(torch.stack(parts).mean(0), valid))
+    return means
+
+
+def resize_valid(x_BDYX: Tensor, valid_BYX: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear to a finer grid, the mean of valid cells to a coarser one."""
+    if size[0] >= x_BDYX.shape[-2]:
+        return upsample_valid(x_BDYX, valid_BYX, size)
+    step = x_BDYX.shape[-2] // size[0]
+    share = F.avg_pool2d(valid_BYX[:, None].to(x_BDYX.dtype), step)
+    return F.avg_pool2d(x_BDYX, step) / share.clamp(min=1e-6)
 
 
 def _on_picture(x_NCYX: Tensor, valid_NYX: Tensor) -> Tensor:

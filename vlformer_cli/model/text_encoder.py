@@ -90,11 +90,15 @@ class FactoredEmbedding(nn.Module):
 
 
 def clip_hidden_states(tower: nn.Module, token_NT: Tensor) -> Tensor:
-    """NTC: hidden states of every token after the final norm. Runs on T tokens, however few, as on the full context."""
+    """NTC float32: hidden states of every token after the final norm. T tokens, however few, as on the full context.
+
+    Never under autocast, where torch's attention copies its weights once per token; a few words cost little anyway.
+    """
     length = token_NT.shape[1]
-    x_NTC = tower.token_embedding(token_NT) + tower.positional_embedding[:length]  # type: ignore[operator,index]
-    x_NTC = tower.transformer(x_NTC, attn_mask=tower.attn_mask[:length, :length])  # type: ignore[operator,index]
-    return tower.ln_final(x_NTC)  # type: ignore[operator]
+    with torch.autocast(token_NT.device.type, enabled=False):
+        x_NTC = tower.token_embedding(token_NT) + tower.positional_embedding[:length]  # type: ignore[operator,index]
+        x_NTC = tower.transformer(x_NTC, attn_mask=tower.attn_mask[:length, :length])  # type: ignore[operator,index]
+        return tower.ln_final(x_NTC)  # type: ignore[operator]
 
 
 def word_padding(token_NT: Tensor) -> Tensor:

@@ -90,34 +90,36 @@ def sample_by_bag(value_NSAd: Tensor, point: Points, weight_NSALK: Tensor, shape
     Computed in float32 (float64 where `value` is), which is also faster on a CPU than bfloat16.
     """
     dtype = torch.promote_types(value_NSAd.dtype, torch.float32)
-    row_NSALK4, share_NSALK4 = corners(point, weight_NSALK.to(dtype), shapes)
     table_NSAd = bordered(value_NSAd.to(dtype), shapes)
-    num, cells, num_heads, head_dim = table_NSAd.shape
-    first_N = torch.arange(num, device=row_NSALK4.device, dtype=torch.int32) * cells
-    head_A = torch.arange(num_heads, device=row_NSALK4.device, dtype=torch.int32)
-    bag = (row_NSALK4 + first_N.view(-1, 1, 1, 1, 1, 1)) * num_heads + head_A.view(-1, 1, 1, 1)
+    bag_NSALK4, share_NSALK4 = corners(point, weight_NSALK.to(dtype), shapes)
     total = BagSum.apply(
-        table_NSAd.reshape(-1, head_dim), bag.flatten(0, 2).flatten(1), share_NSALK4.flatten(0, 2).flatten(1)
+        table_NSAd.flatten(0, 2), bag_NSALK4.flatten(0, 2).flatten(1), share_NSALK4.flatten(0, 2).flatten(1)
     )
-    return total.view(num, -1, num_heads * head_dim).to(value_NSAd.dtype)
+    return total.view(len(value_NSAd), -1, table_NSAd[0, 0].numel()).to(value_NSAd.dtype)
 
 
 def corners(point: Points, weight_NSALK: Tensor, shapes: LevelShapes) -> tuple[Tensor, Tensor]:
-    """The four cells around each point: their rows in an expression's `bordered` levels (int32), and their shares.
+    """NSALK4 twice, the four cells around each point: rows of the flattened `bordered` values (int32), and shares.
 
     Points beyond the border of zeros are moved onto it.
     """
-    width_L, height_L, start_L = _level_table(shapes, weight_NSALK.device)
-    x, y = ((p + 1).relu().minimum(size_L + 1) for p, size_L in zip(point, (width_L, height_L), strict=True))
+    num, _, num_heads, _, _ = weight_NSALK.shape
+    width_L1, height_L1, start_L1, cells = _level_table(shapes, weight_NSALK.device)
+    zero = width_L1.new_zeros(())
+    x, y = ((p + 1).clamp(zero, size_L1 + 1) for p, size_L1 in zip(point, (width_L1, height_L1), strict=True))
     x0, y0 = x.detach().floor(), y.detach().floor()
     fx, fy = (x - x0).to(weight_NSALK.dtype), (y - y0).to(weight_NSALK.dtype)
-    step_L = width_L + BORDER
-    row_NSALK = torch.addcmul(x0, y0, step_L.to(y0.dtype)).int() + start_L
-    row_NSALK4 = torch.stack([row_NSALK, row_NSALK + 1, row_NSALK + step_L, row_NSALK + step_L + 1], -1)
+    step_L1 = width_L1 + BORDER
+    first_N = torch.arange(num, device=x.device, dtype=torch.int32) * cells
+    head_A11 = torch.arange(num_heads, device=x.device, dtype=torch.int32)[:, None, None]
+    # row * heads + head, in one pass over the points
+    origin_NSALK = (first_N.view(-1, 1, 1, 1, 1) + start_L1) * num_heads + head_A11
+    corner_NSALK = origin_NSALK.add(torch.addcmul(x0, y0, step_L1.to(y0.dtype)).int(), alpha=num_heads)
+    others_L14 = torch.stack([zero.expand_as(step_L1), zero.expand_as(step_L1) + 1, step_L1, step_L1 + 1], -1)
+    row_NSALK4 = corner_NSALK[..., None] + others_L14 * num_heads
     low = weight_NSALK * fy
-    high = weight_NSALK - low
-    low_right, high_right = low * fx, high * fx
-    return row_NSALK4, torch.stack([high - high_right, high_right, low - low_right, low_right], -1)
+    share_y, share_x = torch.stack([weight_NSALK - low, low], -1), torch.stack([1 - fx, fx], -1)
+    return row_NSALK4, (share_y[..., None] * share_x[..., None, :]).flatten(-2)
 
 
 def bordered(value_NSAd: Tensor, shapes: LevelShapes) -> Tensor:
@@ -185,9 +187,9 @@ def sample_by_grid(value_NSAd: Tensor, point: Points, weight_NSALK: Tensor, shap
     return total.view(num, num_heads * head_dim, -1).transpose(1, 2)
 
 
-def _level_table(shapes: LevelShapes, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Width, height and first row of each bordered level, int32, each shaped L1: they meet tensors that end in L, K."""
-    starts = [sum((h + BORDER) * (w + BORDER) for h, w in shapes[:level]) for level in range(len(shapes))]
-    rows = ([w for _, w in shapes], [h for h, _ in shapes], starts)
+def _level_table(shapes: LevelShapes, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Width, height and first row of each bordered level, int32, shaped L1 to meet tensors that end in L, K; all rows."""
+    starts = [sum((h + BORDER) * (w + BORDER) for h, w in shapes[:level]) for level in range(len(shapes) + 1)]
+    rows = ([w for _, w in shapes], [h for h, _ in shapes], starts[:-1])
     width, height, start = (torch.tensor(row, device=device, dtype=torch.int32)[:, None] for row in rows)
-    return width, height, start
+    return width, height, start, starts[-1]

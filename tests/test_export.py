@@ -55,15 +55,9 @@ def test_onnx(loaded: LoadedModel, small_onnx: tuple[Path, export.Written]) -> N
     assert list(path.parent.iterdir()) == [path]
 
 
-@torch.no_grad()
-def test_torch(loaded: LoadedModel, small_pt2: tuple[Path, export.Written]) -> None:
-    path, written = small_pt2
+def test_torch(small_pt2: tuple[Path, export.Written]) -> None:
+    path, written = small_pt2  # masks: tests/test_engines.py
     assert written.difference < export.TOLERANCE
-    inputs = photo_inputs()
-    class_logits, mask_logits = torch.export.load(path).module()(*inputs)
-    expected = loaded.model(*inputs)
-    torch.testing.assert_close(class_logits, expected.class_logits, atol=1e-3, rtol=0)
-    torch.testing.assert_close(mask_logits, expected.mask_logits, atol=1e-3, rtol=0)
     assert list(path.parent.iterdir()) == [path]
 
 

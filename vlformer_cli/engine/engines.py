@@ -130,6 +130,8 @@ def open_torch(path: Path, threads: int) -> tuple[Run, Mapping[str, str]]:
 
 def _pt2_metadata(path: Path) -> dict[str, str]:
     with zipfile.ZipFile(path) as archive:
+        if not any(name.endswith("/archive_format") for name in archive.namelist()):
+            raise VLFormerError("its end is missing")  # what was found is an archive within it
         found = [name for name in archive.namelist() if name.endswith(f"/extra/{PT2_METADATA}")]
         metadata = json.loads(archive.read(found[0])) if found else {}
     return metadata if isinstance(metadata, dict) else {}

@@ -14,7 +14,8 @@ from vlformer_cli.app import app
 from vlformer_cli.commands import errors
 from vlformer_cli.config import Config, DataConfig, DataSource, LossConfig, TrainConfig
 from vlformer_cli.data.scenes.generate import generate_scenes
-from vlformer_cli.engine.checkpoint import save_weights
+from vlformer_cli.engine.checkpoint import load_weights, save_weights
+from vlformer_cli.engine.export import Written, export_onnx, export_torch
 from vlformer_cli.model.build import build_model
 
 
@@ -25,6 +26,20 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
     save_weights(path, build_model(SMALL), SMALL, {"made_by": "tests/conftest.py"})
     return path
+
+
+@pytest.fixture(scope="session")
+def small_onnx(small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Written]:
+    """The small model as ONNX; writing it takes longest of all that the tests of exported files do."""
+    path = tmp_path_factory.mktemp("onnx") / "small.onnx"
+    return path, export_onnx(load_weights(small_weights), path)
+
+
+@pytest.fixture(scope="session")
+def small_pt2(small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Written]:
+    """The small model as a `.pt2`."""
+    path = tmp_path_factory.mktemp("pt2") / "small.pt2"
+    return path, export_torch(load_weights(small_weights), path)
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlformer_cli.report.say import say as say
+from vlformer_cli.types import VLFormerError
 
 if TYPE_CHECKING:
     from vlformer_cli.engine.checkpoint import LoadedModel
+    from vlformer_cli.engine.engines import LoadedEngine
 
 Weights = Annotated[
     Path | None, typer.Option("--weights", "-w", help="A .safetensors file. [default: the embedded model]")
+]
+EXPORTED = (".onnx", ".pt2", ".xml")
+Runnable = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights", "-w", help="A .safetensors file, or an exported .onnx, .pt2 or .xml. [default: the embedded model]"
+    ),
 ]
 Data = Annotated[Path | None, typer.Option("--data", help="The folder of a prepared data set.")]
 Dataset = Annotated[str | None, typer.Option("--dataset", help="Or its name below the data root, e.g. refcoco.")]
@@ -29,7 +38,19 @@ def load_model(weights: Path | None, device: str, threads: int) -> LoadedModel:
     from vlformer_cli.engine.device import pick_device, set_threads
 
     set_threads(threads)
+    if weights and weights.suffix in EXPORTED:
+        raise VLFormerError(f"{weights} is an exported file already: give the .safetensors that it was made from")
     return load_weights(weights or EMBEDDED, pick_device(device))
+
+
+def load_engine(weights: Path | None, device: str, threads: int) -> LoadedEngine:
+    """The weights or the exported file that a command was asked to use, ready on the device."""
+    from vlformer_cli.engine.checkpoint import EMBEDDED
+    from vlformer_cli.engine.device import set_threads
+    from vlformer_cli.engine.engines import open_engine
+
+    set_threads(threads)
+    return open_engine(weights or EMBEDDED, device, threads)
 
 
 def print_json(document: dict[str, Any]) -> None:

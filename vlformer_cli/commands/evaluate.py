@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlformer_cli.commands.common import Data, Dataset, Device, Json, Threads, Weights, load_model, print_json, say
+from vlformer_cli.commands.common import Data, Dataset, Device, Json, Runnable, Threads, load_engine, print_json, say
 
 if TYPE_CHECKING:
+    from vlformer_cli.engine.engines import LoadedEngine
     from vlformer_cli.engine.evaluate import Evaluation
 
 
 def evaluate(
-    weights: Weights = None,
+    weights: Runnable = None,
     data: Data = None,
     dataset: Dataset = None,
     split: Annotated[str, typer.Option("--split", help="val, testA, testB, test, train.")] = "val",
@@ -37,9 +38,11 @@ def evaluate(
     from vlformer_cli.engine.predict import Predictor
 
     prepared = PreparedSplit(find_dataset(data, dataset), split)
-    loaded = load_model(weights, device, threads)
+    loaded = load_engine(weights, device, threads)
     folder = output or Path("outputs") / "eval"
-    found = run(Predictor(loaded.model, loaded.config), prepared, limit=limit, predictions=folder / "predictions.jsonl")
+    found = run(
+        Predictor(loaded.engine, loaded.config), prepared, limit=limit, predictions=folder / "predictions.jsonl"
+    )
     document = {**found.to_json(), "weights": describe_weights(loaded), "environment": environment()}
     write_atomically(folder / "metrics.json", lambda path: path.write_text(json.dumps(document, indent=1)))
     if as_json:
@@ -56,11 +59,12 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def describe_weights(loaded: Any) -> dict[str, Any]:
-    """Which weights a number belongs to."""
+def describe_weights(loaded: LoadedEngine) -> dict[str, Any]:
+    """Which weights a number belongs to; `sha256_bin` is of the file beside an `.xml`."""
     from vlformer_cli.data.store import file_sha256
 
-    return {"model": loaded.config.name, "path": str(loaded.path), "sha256": file_sha256(loaded.path)}
+    digests = {f"sha256{'_bin' * place}": file_sha256(path) for place, path in enumerate(loaded.files)}
+    return {"model": loaded.config.name, "path": str(loaded.path), **digests}
 
 
 def print_table(found: Evaluation, model: str, weights: str) -> None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlformer_cli.commands.common import Weights, load_model, say
+from vlformer_cli.commands.common import Data, Dataset, Threads, Weights, load_model, say
+
+if TYPE_CHECKING:
+    from vlformer_cli.config import ModelConfig
+    from vlformer_cli.engine.export import Written
+    from vlformer_cli.engine.quantize import Questions
 
 
 class Format(str, Enum):
@@ -16,22 +21,72 @@ class Format(str, Enum):
 
     onnx = "onnx"
     torch = "torch"
+    openvino = "openvino"
+
+
+ENDINGS = {Format.onnx: ".onnx", Format.torch: ".pt2", Format.openvino: ".xml"}
 
 
 def export(
     weights: Weights = None,
     format_: Annotated[
-        Format, typer.Option("--format", "-f", help="onnx, or torch (a .pt2 of torch.export).")
+        Format,
+        typer.Option("--format", "-f", help="onnx, torch (a .pt2 of torch.export), or openvino (an .xml and a .bin)."),
     ] = Format.onnx,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file. [default: outputs/<model>.onnx or .pt2]")
+        Path | None, typer.Option("--output", "-o", help="The file. [default: outputs/<model>.onnx, .pt2 or .xml]")
     ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="8-bit integers where masks stay; says how far they stay. Not for torch.")
+    ] = False,
+    data: Data = None,
+    dataset: Dataset = None,
+    split: Annotated[
+        str, typer.Option("--split", help="With --int8: calibrate on it. [default without a data set: drawn scenes]")
+    ] = "val",
+    threads: Threads = 0,
 ) -> None:
-    """Write the model in a form that runs without vlformer, checked against torch before the file gets its name."""
-    from vlformer_cli.engine.export import export_onnx, export_torch
+    """Write the model as a graph for other runtimes, checked against torch before the file gets its name."""
+    if int8 and format_ is Format.torch:
+        raise typer.BadParameter("--int8 is for --format onnx and openvino")
+    if not int8 and (data or dataset):
+        raise typer.BadParameter("--data and --dataset are for --int8: calibration")
+    loaded = load_model(weights, "cpu", threads)
+    path = output or Path("outputs") / f"{loaded.config.name}{'-int8' * int8}{ENDINGS[format_]}"
+    questions = _questions(loaded.config, data, dataset, split) if int8 else None
+    from vlformer_cli.engine.export import export_onnx, export_openvino, export_torch
 
-    loaded = load_model(weights, "cpu", 0)
-    ending, run = (".onnx", export_onnx) if format_ is Format.onnx else (".pt2", export_torch)
-    path = output or Path("outputs") / f"{loaded.config.name}{ending}"
-    largest = run(loaded, path)
-    say(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB; largest difference from torch in logits: {largest:.1e})")
+    if format_ is Format.torch:
+        written = export_torch(loaded, path)
+    else:
+        written = (export_onnx if format_ is Format.onnx else export_openvino)(loaded, path, questions)
+    _report(path, written)
+
+
+def _questions(config: ModelConfig, data: Path | None, dataset: str | None, split: str) -> Questions:
+    from vlformer_cli.data.build import find_dataset
+    from vlformer_cli.data.store import PreparedSplit
+    from vlformer_cli.engine.quantize import drawn_questions, split_questions
+
+    if data is None and dataset is None:
+        return drawn_questions(config)
+    return split_questions(PreparedSplit(find_dataset(data, dataset), split))
+
+
+def _report(path: Path, written: Written) -> None:
+    from vlformer_cli.engine.quantize import KEPT
+
+    beside = path.with_suffix(".bin")
+    files = [path, beside] if path.suffix == ".xml" else [path]
+    size = sum(file.stat().st_size for file in files) / 1e6
+    names = " and ".join(map(str, files))
+    say(f"written: {names} ({size:.1f} MB; float32 differs from torch by {written.difference:.1e} in logits at most)")
+    if written.int8 is None:
+        return
+    found = written.int8
+    say(
+        f"int8 ({found['scheme']}): mask IoU with float32 {100 * found['mask_miou']:.2f} % in the mean, "
+        f"{100 * found['mask_iou_lowest']:.2f} % at the lowest, over {found['masks']} masks of {found['data']}"
+    )
+    if found["mask_miou"] < KEPT:
+        say(f"vlformer: that is less than {100 * KEPT:.0f} %: compare `vlformer eval` of both before using it")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vlformer_cli.commands.common import Device, Json, Threads, Weights, load_model, print_json, say
+from vlformer_cli.commands.common import Device, Json, Runnable, Threads, load_engine, print_json, say
 
 PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".heic", ".avif"}
 
@@ -19,7 +19,7 @@ def predict(
     expression: Annotated[
         list[str] | None, typer.Option("--expression", "-e", help="Another expression; repeatable.")
     ] = None,
-    weights: Weights = None,
+    weights: Runnable = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where masks and overlays go.")] = Path(
         "outputs/predict"
     ),
@@ -32,8 +32,8 @@ def predict(
     from vlformer_cli.engine.predict import Predictor
     from vlformer_cli.engine.predict_files import predict_files
 
-    loaded = load_model(weights, device, threads)
-    done = predict_files(Predictor(loaded.model, loaded.config), images, expressions, output)
+    loaded = load_engine(weights, device, threads)
+    done = predict_files(Predictor(loaded.engine, loaded.config), images, expressions, output)
     if as_json:
         model = {"name": loaded.config.name, "weights": str(loaded.path)}
         print_json({"model": model, "results": [result.to_json() for result in done.results]})

@@ -1,158 +1,208 @@
-"""Export to ONNX and torch.export; nothing gets its final name before it gave torch's numbers at other sizes.
+"""Export to ONNX, torch.export and OpenVINO; nothing gets its final name before it gave torch's numbers at other sizes.
 
-The exported graph takes what `VLFormer.forward` takes and returns class logits NQ2 and mask logits NQYX. Every picture
-fills its canvas up to a multiple of 32, as the Predictor lays it out. Tokenisation stays in Python.
+Each format is opened again as `predict` will open it (`engine/engines.py`), and compared with torch, in a temporary
+folder beside its place.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
+import importlib
 import json
 import logging
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from timm.layers.conv2d_same import Conv2dSame
-from torch import Tensor, nn
-from torch.export import Dim
-from torch.nn import functional as F
+from torch import nn
 
 from vlformer_cli.config import to_tree
 from vlformer_cli.engine.checkpoint import LoadedModel, write_atomically
-from vlformer_cli.model.backbone import Backbone
-from vlformer_cli.model.deform_attn import DeformableAttention
-from vlformer_cli.model.text_encoder import TextEncoder
-from vlformer_cli.model.vlformer import VLFormer
+from vlformer_cli.engine.engines import (
+    CONFIG,
+    INPUTS,
+    INT8,
+    OUTPUTS,
+    PT2_METADATA,
+    GraphEngine,
+    Run,
+    import_openvino,
+    open_onnx,
+    open_openvino,
+    open_torch,
+)
+from vlformer_cli.engine.graph import Exported, dynamic_shapes, example_inputs
+from vlformer_cli.engine.predict import Engine, Predictor
+from vlformer_cli.engine.quantize import FOR_ONNX_RUNTIME, FOR_OPENVINO, Questions, Scheme, quantise
 from vlformer_cli.types import VLFormerError
 
 OPSET = 20
 TOLERANCE = 1e-3  # of mask logits, between runtimes that sum in different orders
-INPUTS = ("images", "pixel_valid", "tokens", "image_index")
-OUTPUTS = ("class_logits", "mask_logits")
 CHECKS = ((2, 160, 192, 5, 7), (1, 320, 256, 1, 4), (3, 96, 96, 4, 20))
 """Images, height, width, expressions, tokens: none of them the traced ones."""
 
-Arrays = tuple[NDArray[np.float32], ...]
-Runner = Callable[[Sequence[Tensor]], Arrays]
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What came of an export."""
+
+    difference: float
+    """The largest one from torch in logits, of float32, at the sizes of `CHECKS`."""
+    int8: dict[str, Any] | None = None
+    """What was measured of the int8 file."""
 
 
-class Exported(nn.Module):
-    """The model with plain tensors as its inputs and outputs."""
+def export_onnx(loaded: LoadedModel, path: Path, questions: Questions | None = None) -> Written:
+    """Writes an ONNX file, int8 if there are questions to calibrate on; VLFormerError if it is not what torch computes.
 
-    def __init__(self, model: VLFormer) -> None:
-        super().__init__()
-        self.model = exportable(model)
-
-    def forward(
-        self, images: Tensor, pixel_valid: Tensor, tokens: Tensor, image_index: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Class logits NQ2 and mask logits NQYX."""
-        output = self.model(images, pixel_valid, tokens, image_index)
-        return output.class_logits, output.mask_logits
-
-
-class EvenSizeConv(nn.Module):
-    """timm's `Conv2dSame` for inputs whose sides are multiples of the stride, where its padding is always the same.
-
-    The original computes its padding from the size with Python's numbers, which exporters cannot follow.
+    The same holds of `export_openvino` and, without int8, of `export_torch`.
     """
+    _need("onnx", "onnxscript", "onnxruntime", extra="export")
 
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.conv = conv
-        reach = [(k - 1) * d + 1 for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
-        total_y, total_x = (r - s for r, s in zip(reach, conv.stride, strict=True))
-        self.margins = (total_x // 2, total_x - total_x // 2, total_y // 2, total_y - total_y // 2)
+    def write(folder: Path) -> tuple[Path, Written]:
+        staged, difference = _checked_onnx(loaded, folder)
+        int8 = None
+        if questions is not None:
+            source, staged = staged, folder / "int8.onnx"
+            int8 = _quantise(loaded, source, staged, FOR_ONNX_RUNTIME, _open_onnx, questions)
+            _add_metadata(staged, {CONFIG: json.dumps(to_tree(loaded.config)), INT8: json.dumps(int8)})
+        return staged, Written(difference, int8)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """BCYX."""
-        conv = self.conv
-        y: Tensor = F.conv2d(F.pad(x, self.margins), conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
-        return y
-
-
-def exportable(model: VLFormer) -> VLFormer:
-    """A copy that computes the same with operators that exporters know and with no shape that depends on values."""
-    model = copy.deepcopy(model).eval().requires_grad_(False)
-    for parent in list(model.backbone.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, Conv2dSame):
-                setattr(parent, name, EvenSizeConv(child))
-    for module in model.modules():
-        if isinstance(module, DeformableAttention):
-            module.by_grid = True
-        elif isinstance(module, TextEncoder):
-            module.merge_repeats = False
-        elif isinstance(module, Backbone):
-            module.whole_canvas = True
-    return model
+    return _write_staged(path, write)
 
 
-def export_onnx(loaded: LoadedModel, path: Path) -> float:
-    """Writes the ONNX file and returns the largest difference from torch; raises VLFormerError if it is too large."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise VLFormerError(f"export to ONNX needs more packages ({error}): pip install 'vlformer[export]'") from error
+def export_openvino(loaded: LoadedModel, path: Path, questions: Questions | None = None) -> Written:
+    """Writes OpenVINO's `.xml` and the `.bin` beside it, by way of ONNX."""
+    _need("onnx", "onnxscript", "onnxruntime", extra="export")
+    _need("openvino", extra="openvino")
+    if path.suffix != ".xml":
+        raise VLFormerError(f"{path} should end in .xml: OpenVINO's weights go beside it, to the same name with .bin")
+
+    def write(folder: Path) -> tuple[Path, Written]:
+        source, difference = _checked_onnx(loaded, folder)
+        staged = folder / "model.xml"
+        metadata = {CONFIG: json.dumps(to_tree(loaded.config))}
+        if questions is not None:
+            whole, source = source, folder / "int8.onnx"
+            int8 = _quantise(loaded, whole, source, FOR_OPENVINO, partial(_open_as_openvino, staged), questions)
+            metadata[INT8] = json.dumps(int8)
+            _convert_to_openvino(source, staged, metadata)
+            written = Written(difference, int8)
+        else:
+            _convert_to_openvino(source, staged, metadata)
+            run, _ = open_openvino(staged, torch.get_num_threads())
+            written = Written(max(difference, check(Exported(loaded.model), run)))
+        path.unlink(missing_ok=True)  # so that there is never an .xml beside another one's .bin
+        write_atomically(path.with_suffix(".bin"), lambda new: staged.with_suffix(".bin").replace(new))
+        return staged, written
+
+    return _write_staged(path, write)
+
+
+def export_torch(loaded: LoadedModel, path: Path) -> Written:
+    """Writes a `.pt2` file of torch.export."""
     module = Exported(loaded.model)
-    largest = 0.0
 
-    def write(partial: Path) -> None:
-        nonlocal largest
-        with _quiet():
-            program = torch.onnx.export(
-                module,
-                example_inputs(2, 128, 160, 3, 6),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=INPUTS,
-                output_names=OUTPUTS,
-                dynamic_shapes=_dynamic_shapes(),
-                verbose=False,
-            )
-        assert program is not None
-        program.model.metadata_props["vlformer_model"] = json.dumps(to_tree(loaded.config))
-        program.save(str(partial), external_data=False)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()  # onnxruntime does not see a container's limits
-        session = onnxruntime.InferenceSession(str(partial), options, providers=["CPUExecutionProvider"])
-        names = [one.name for one in session.get_inputs()]
-        largest = check(
-            module,
-            lambda xs: tuple(session.run(None, {n: x.numpy() for n, x in zip(INPUTS, xs, strict=True) if n in names})),
-        )
-
-    write_atomically(path, write)
-    return largest
-
-
-def export_torch(loaded: LoadedModel, path: Path) -> float:
-    """Writes a `.pt2` file of torch.export; the rest as `export_onnx`."""
-    module = Exported(loaded.model)
-    largest = 0.0
-
-    def write(partial: Path) -> None:
-        nonlocal largest
+    def write(folder: Path) -> tuple[Path, Written]:
+        staged = folder / "model.pt2"
         with _quiet(), torch.no_grad():
-            program = torch.export.export(module, example_inputs(2, 128, 160, 3, 6), dynamic_shapes=_dynamic_shapes())
-        with partial.open("wb") as file:
-            torch.export.save(program, file)
-        with partial.open("rb") as file:
-            again = torch.export.load(file).module()
-        largest = check(module, lambda xs: tuple(y.numpy() for y in again(*xs)))
+            program = torch.export.export(module, example_inputs(2, 128, 160, 3, 6), dynamic_shapes=dynamic_shapes())
+            metadata = json.dumps({CONFIG: json.dumps(to_tree(loaded.config))})
+            torch.export.save(program, staged, extra_files={PT2_METADATA: metadata})
+        run, _ = open_torch(staged, torch.get_num_threads())
+        return staged, Written(check(module, run))
 
-    write_atomically(path, write)
-    return largest
+    return _write_staged(path, write)
 
 
-def check(module: nn.Module, run: Runner) -> float:
+def _write_staged(path: Path, write: Callable[[Path], tuple[Path, Written]]) -> Written:
+    """Calls `write` with a temporary folder beside `path`; the file that it returns gets the final name."""
+    written: list[Written] = []
+
+    def stage(new: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix=".vlformer-export-", dir=path.parent) as folder:
+            staged, result = write(Path(folder))
+            staged.replace(new)
+            written.append(result)
+
+    write_atomically(path, stage)
+    return written[0]
+
+
+def _checked_onnx(loaded: LoadedModel, folder: Path) -> tuple[Path, float]:
+    """A float32 ONNX file in `folder`, and its largest difference from torch."""
+    module, path = Exported(loaded.model), folder / "float32.onnx"
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            example_inputs(2, 128, 160, 3, 6),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=INPUTS,
+            output_names=OUTPUTS,
+            dynamic_shapes=dynamic_shapes(),
+            verbose=False,
+        )
+    assert program is not None
+    program.model.metadata_props[CONFIG] = json.dumps(to_tree(loaded.config))
+    program.save(str(path), external_data=False)
+    run, _ = open_onnx(path, torch.get_num_threads())
+    return path, check(module, run)
+
+
+def _quantise(
+    loaded: LoadedModel,
+    source: Path,
+    target: Path,
+    schemes: Sequence[Scheme],
+    open_as: Callable[[Path], Engine],
+    questions: Questions,
+) -> dict[str, Any]:
+    reference = Predictor(loaded.model, loaded.config)
+    with _quiet():
+        return quantise(source, target, schemes=schemes, reference=reference, open_as=open_as, questions=questions)
+
+
+def _open_onnx(path: Path) -> Engine:
+    return GraphEngine(open_onnx(path, torch.get_num_threads())[0])
+
+
+def _open_as_openvino(staged: Path, source: Path) -> Engine:
+    _convert_to_openvino(source, staged, {})
+    return GraphEngine(open_openvino(staged, torch.get_num_threads())[0])
+
+
+def _convert_to_openvino(source: Path, target: Path, metadata: dict[str, str]) -> None:
+    openvino = import_openvino()
+    model = openvino.Core().read_model(source)
+    for key, value in metadata.items():
+        model.set_rt_info(value, key)
+    openvino.serialize(model, target, target.with_suffix(".bin"))
+
+
+def _add_metadata(path: Path, metadata: dict[str, str]) -> None:
+    import onnx
+
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, {**{prop.key: prop.value for prop in model.metadata_props}, **metadata})
+    onnx.save(model, str(path))
+
+
+def _need(*packages: str, extra: str) -> None:
+    for package in packages:
+        try:
+            import_openvino() if package == "openvino" else importlib.import_module(package)
+        except ImportError as error:
+            message = f"this export needs more packages ({error}): pip install 'vlformer[{extra}]'"
+            raise VLFormerError(message) from error
+
+
+def check(module: nn.Module, run: Run) -> float:
     """The largest difference in logits, at sizes and counts other than the traced ones; VLFormerError if too large."""
     largest = 0.0
     for sizes in CHECKS:
@@ -160,33 +210,12 @@ def check(module: nn.Module, run: Runner) -> float:
         with torch.no_grad():
             expected = module(*inputs)
         for ours, theirs in zip(expected, run(inputs), strict=True):
-            largest = max(largest, float(np.abs(ours.numpy() - theirs).max()))
+            largest = max(largest, float((ours - theirs).abs().max()))
     if not largest <= TOLERANCE:
         raise VLFormerError(
             f"the exported model differs from torch by {largest:.1e} in logits, more than {TOLERANCE:.0e}: not written"
         )
     return largest
-
-
-def example_inputs(images: int, height: int, width: int, expressions: int, tokens: int) -> tuple[Tensor, ...]:
-    """Random pictures with a few rows of padding, and token ids that end where CLIP's expressions end."""
-    generator = torch.Generator().manual_seed(images + height + width + expressions + tokens)
-    pixels = torch.randint(0, 256, (images, 3, height, width), generator=generator, dtype=torch.uint8)
-    valid = torch.ones(images, height, width, dtype=torch.bool)
-    valid[:, height - 10 :] = False
-    ids = torch.randint(300, 40_000, (expressions, tokens), generator=generator)
-    ids[:, 0], ids[:, -1] = 49_406, 49_407
-    return pixels, valid, ids, torch.arange(expressions) % images
-
-
-def _dynamic_shapes() -> dict[str, dict[int, object]]:
-    free = Dim.DYNAMIC
-    return {
-        "images": {0: free, 2: free, 3: free},
-        "pixel_valid": {0: free, 1: free, 2: free},
-        "tokens": {0: free, 1: free},
-        "image_index": {0: free},
-    }
 
 
 @contextlib.contextmanager

@@ -87,7 +87,7 @@ def environment() -> dict[str, Any]:
 def package_versions() -> dict[str, str]:
     """Installed versions of what numbers depend on."""
     installed = {dist.metadata["Name"].lower(): dist.version for dist in importlib.metadata.distributions()}
-    names = (*PACKAGES, "opencv-python-headless", "onnxruntime")
+    names = (*PACKAGES, "opencv-python-headless", "onnx", "onnxruntime", "openvino")
     return {name: installed[name.lower()] for name in names if name.lower() in installed}
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlformer_cli.config import ModelConfig
@@ -19,7 +20,7 @@ from vlformer_cli.data.dataset import CANVAS_STEP
 from vlformer_cli.data.tokenize import tokenize
 from vlformer_cli.data.transforms import fitted_size, resize_image
 from vlformer_cli.loss.matcher import REFERENT
-from vlformer_cli.model.vlformer import ImageFeatures, VLFormer
+from vlformer_cli.types import VLFormerOutput
 
 STRIDE = 4  # pixels per cell of the mask logits
 AT_ONCE = 16  # expressions in one forward: more cost memory and gain nothing
@@ -63,12 +64,24 @@ class Candidates:
         return (F.interpolate(logits_1Qhw, size=self.size, mode="bilinear", align_corners=False)[0] > 0).cpu().numpy()
 
 
-class Predictor:
-    """A model in eval mode with the pre- and post-processing around it."""
+class Engine(Protocol):
+    """What runs the network: `VLFormer`, or an exported file (`engine/engines.py`). `seen` is its own business."""
 
-    def __init__(self, model: VLFormer, config: ModelConfig) -> None:
-        self.model, self.config = model.eval(), config
-        self.device = next(model.parameters()).device
+    def look(self, images_BCHW: Tensor, pixel_valid_BHW: Tensor, /) -> Any:
+        """What is needed of a picture to answer questions about it."""
+
+    def ask(self, seen: Any, token_NT: Tensor, image_index_N: Tensor, /) -> VLFormerOutput:
+        """The answers to N expressions."""
+        ...
+
+
+class Predictor:
+    """An engine with the pre- and post-processing around it, which is the same for all."""
+
+    def __init__(self, engine: Engine, config: ModelConfig) -> None:
+        self.engine, self.config, self.device = engine, config, torch.device("cpu")
+        if isinstance(engine, nn.Module):
+            self.device = next(engine.eval().parameters()).device
 
     @torch.inference_mode()
     def predict(self, image_HW3: NDArray[np.uint8], expressions: Sequence[str]) -> list[Segmentation]:
@@ -85,23 +98,23 @@ class Predictor:
         return answers
 
     @torch.inference_mode()
-    def look(self, image_HW3: NDArray[np.uint8]) -> tuple[ImageFeatures, tuple[int, int]]:
-        """The picture's features, and the height and width that the model read it at."""
+    def look(self, image_HW3: NDArray[np.uint8]) -> tuple[Any, tuple[int, int]]:
+        """What the engine keeps of the picture, and the height and width that the model read it at."""
         size = fitted_size(image_HW3.shape[0], image_HW3.shape[1], self.config.short_side, self.config.max_side)
         height, width = (-(-side // CANVAS_STEP) * CANVAS_STEP for side in size)
         canvas = torch.zeros(1, 3, height, width, dtype=torch.uint8)
         canvas[0, :, : size[0], : size[1]] = torch.from_numpy(resize_image(image_HW3, size)).permute(2, 0, 1)
         valid = torch.zeros(1, height, width, dtype=torch.bool)
         valid[:, : size[0], : size[1]] = True
-        return self.model.look(canvas.to(self.device), valid.to(self.device)), size
+        return self.engine.look(canvas.to(self.device), valid.to(self.device)), size
 
     @torch.inference_mode()
     def ask(
-        self, seen: ImageFeatures, size: tuple[int, int], original: tuple[int, ...], expressions: Sequence[str]
+        self, seen: Any, size: tuple[int, int], original: tuple[int, ...], expressions: Sequence[str]
     ) -> tuple[Candidates, list[bool]]:
         """All queries' answers to a few expressions, and which expressions were cut."""
         tokens, is_cut = tokenize(expressions, self.config.max_tokens)
         index = torch.zeros(len(expressions), dtype=torch.long, device=self.device)
-        output = self.model.ask(seen, tokens.to(self.device), index)
+        output = self.engine.ask(seen, tokens.to(self.device), index)
         score_NQ = output.class_logits.float().softmax(-1)[..., REFERENT]
         return Candidates(score_NQ, output.mask_logits, size, (original[0], original[1])), is_cut

@@ -40,7 +40,7 @@ from vlformer_cli.engine.build import build_stepper  # noqa: E402
 from vlformer_cli.engine.device import set_threads  # noqa: E402
 from vlformer_cli.engine.distributed import ALONE  # noqa: E402
 from vlformer_cli.engine.evaluate import evaluate  # noqa: E402
-from vlformer_cli.engine.fast import Precision, for_prediction  # noqa: E402
+from vlformer_cli.engine.fast import for_prediction  # noqa: E402
 from vlformer_cli.engine.predict import Predictor  # noqa: E402
 from vlformer_cli.model.build import build_model  # noqa: E402
 from vlformer_cli.types import Ref  # noqa: E402
@@ -93,7 +93,7 @@ def predictions(
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
     variants = []
-    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    precisions = ("fp32", "bf16")
     for precision in precisions:
         predictor = Predictor(for_prediction(model, precision), loaded)
         for count in (1, 8):
@@ -150,7 +150,7 @@ def evaluations(folder: Path) -> list[Variant]:
     torch.manual_seed(0)
     model = build_model(loaded, pretrained=False)
     variants = []
-    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    precisions = ("fp32", "bf16")
     for precision in precisions:
         predictor = Predictor(for_prediction(model, precision), loaded)
 
@@ -169,7 +169,7 @@ def peak_memory(precision: str, threads: int) -> float:
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 1e9
 
 
-def predict_and_say_memory(precision: Precision) -> None:
+def predict_and_say_memory(precision: str) -> None:
     loaded = load_config(ROOT / "configs/vlformer-r50.yaml").model
     predictor = Predictor(for_prediction(build_model(loaded, pretrained=False), precision), loaded)
     rng = np.random.default_rng(0)
@@ -235,12 +235,11 @@ def main() -> None:
             "",
             f"Peak memory of a process that predicts 8 expressions with vlformer-r50: {', '.join(used)} (goal 1.7 GB)",
         ]
-    lines += [
-        "",
-        f"`python scripts/benchmark.py --repeats {args.repeats} --threads {args.threads}`, {date.today()}, {platform.machine()}, "
-        f"{torch.get_num_threads()} threads, Python {platform.python_version()}, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}; pictures {HEIGHT}x{WIDTH} for vlformer-r50; medians of {args.repeats} rounds, each variant in turn",
-    ]
+    command = f"`python scripts/benchmark.py --repeats {args.repeats} --threads {args.threads}`, {date.today()}"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    method = f"vlformer-r50 at {HEIGHT}x{WIDTH}; medians of {args.repeats} rounds, each variant in turn"
+    lines += ["", f"{command}; {machine}; {versions}; {method}"]
     print("\n".join(lines))
     if args.output:
         args.output.write_text("# Speed beside Mask2Former\n\n" + "\n".join(lines) + "\n", encoding="utf-8")

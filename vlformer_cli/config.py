@@ -86,10 +86,8 @@ class ModelConfig:
     """Sampling points per head and level. Original: 4."""
     position_in_features: bool = True
     """The sine position is added to the features before the early fusion. False reproduces the original."""
-    mix_levels: bool = False
-    """Before the words come in, each level of features becomes the mean of all levels. Original: no."""
     dense_head: bool = False
-    """In training, heads on the fused and on the encoded features predict the referent by themselves. Original: no."""
+    """In training, a 1x1 convolution on the stride-8 features predicts the referent by itself. Original: no."""
     short_side: int = 480
     """Pictures are resized so that their shorter side has this many pixels. Original: 480."""
     max_side: int = 1333
@@ -149,9 +147,7 @@ class LossConfig:
     bce_weight: float = 5.0
     dice_weight: float = 5.0
     dense_weight: float = 1.0
-    """Of the dense heads' BCE and dice, beside those of the blocks. Only with `model.dense_head`."""
-    choice_weight: float = 1.0
-    """Of the dense heads' cross-entropy over the referents in one picture. Only with `model.dense_head`."""
+    """Of the dense head's BCE and dice, beside those of the blocks. Only with `model.dense_head`."""
     no_object: float = 0.1
     """Weight of the no-object class in the class loss."""
     points: int = 12_544

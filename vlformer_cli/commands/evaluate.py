@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlformer_cli.commands.common import Data, Dataset, Device, Json, Runnable, Threads, load_engine, print_json, say
+from vlformer_cli.commands.common import (
+    Data,
+    Dataset,
+    Device,
+    Json,
+    Precision,
+    Runnable,
+    Threads,
+    load_engine,
+    print_json,
+    say,
+)
 
 if TYPE_CHECKING:
     from vlformer_cli.engine.engines import LoadedEngine
@@ -28,6 +39,7 @@ def evaluate(
     as_json: Json = False,
     device: Device = "auto",
     threads: Threads = 0,
+    precision: Precision = "fp32",
 ) -> None:
     """Evaluate weights on a split at the original resolution: oIoU, mIoU, Pr@0.5-0.9, per kind, best of Q."""
     from vlformer_cli.data.build import find_dataset
@@ -38,7 +50,7 @@ def evaluate(
     from vlformer_cli.engine.predict import Predictor
 
     prepared = PreparedSplit(find_dataset(data, dataset), split)
-    loaded = load_engine(weights, device, threads)
+    loaded = load_engine(weights, device, threads, precision)
     folder = output or Path("outputs") / "eval"
     found = run(
         Predictor(loaded.engine, loaded.config), prepared, limit=limit, predictions=folder / "predictions.jsonl"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vlformer_cli.commands.common import Device, Json, Runnable, Threads, load_engine, print_json, say
+from vlformer_cli.commands.common import Device, Json, Precision, Runnable, Threads, load_engine, print_json, say
 
 PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".heic", ".avif"}
 
@@ -26,13 +26,14 @@ def predict(
     as_json: Json = False,
     device: Device = "auto",
     threads: Threads = 0,
+    precision: Precision = "fp32",
 ) -> None:
     """Segment what an expression means in a picture: writes a mask (0/255 PNG) and an overlay for each pair."""
     images, expressions = split_words(words, expression or [])
     from vlformer_cli.engine.predict import Predictor
     from vlformer_cli.engine.predict_files import predict_files
 
-    loaded = load_engine(weights, device, threads)
+    loaded = load_engine(weights, device, threads, precision)
     done = predict_files(Predictor(loaded.engine, loaded.config), images, expressions, output)
     if as_json:
         model = {"name": loaded.config.name, "weights": str(loaded.path)}

@@ -25,6 +25,7 @@ from torch import Tensor
 from vlformer_cli.config import ModelConfig, from_tree
 from vlformer_cli.engine.checkpoint import load_weights
 from vlformer_cli.engine.device import pick_device, usable_cores
+from vlformer_cli.engine.fast import for_prediction
 from vlformer_cli.engine.predict import Engine
 from vlformer_cli.types import VLFormerError, VLFormerOutput, one_line
 
@@ -69,15 +70,18 @@ class GraphEngine:
         return VLFormerOutput(*self._run((*seen, token_NT, image_index_N)))
 
 
-def open_engine(path: Path, device: str = "cpu", threads: int = 0) -> LoadedEngine:
+def open_engine(path: Path, device: str = "cpu", threads: int = 0, precision: str = "fp32") -> LoadedEngine:
     """Weights or an exported file, by the ending of its name; `threads` 0: one for each usable core.
 
+    `precision` is that of weights: `fp32` or `bf16`; an exported file has its own.
     Raises VLFormerError if the file is not what its name says, or a package that runs it is not installed.
     """
     opener = OPENERS.get(path.suffix)
     if opener is None:
         loaded = load_weights(path, pick_device(device))
-        return LoadedEngine(loaded.model, loaded.config, (path,))
+        return LoadedEngine(for_prediction(loaded.model, precision), loaded.config, (path,))
+    if precision != "fp32":
+        raise VLFormerError(f"{path} has a precision of its own: leave --precision {precision} out")
     if device not in ("auto", "cpu"):
         raise VLFormerError(f"{path} runs on the cpu, not on {device!r}: leave --device out, or give .safetensors")
     if not path.is_file():

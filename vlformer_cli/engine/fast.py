@@ -6,7 +6,7 @@ Letters: B images, C channels, H W pixels.
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +16,20 @@ from vlformer_cli.model.backbone import Backbone
 from vlformer_cli.model.vlformer import ImageFeatures, VLFormer
 from vlformer_cli.types import VLFormerError, VLFormerOutput
 
-Precision = Literal["fp32", "bf16"]
 TOLERANCE = 1e-4
 """How far a folded backbone's features may be from the original's, as a part of their largest value."""
 
 
 class BFloat16(nn.Module):
-    """A VLFormer whose convolutions and matrix products are in bfloat16; sums, norms and sampling stay in float32."""
+    """A VLFormer whose backbone and pixel decoder compute convolutions and matrix products in bfloat16.
+
+    Words, blocks and heads, a small part of the time, stay in float32: they choose the query and the masks' edges.
+    """
 
     def __init__(self, model: VLFormer) -> None:
         """`model` is changed: autocast would convert its weights anew in every forward."""
         super().__init__()
-        for part in (model.backbone, model.pixel_decoder, model.decoder):
+        for part in (model.backbone, model.pixel_decoder):
             for module in part.modules():
                 if isinstance(module, nn.Conv2d | nn.Linear):
                     module.bfloat16()
@@ -40,11 +42,14 @@ class BFloat16(nn.Module):
 
     def ask(self, seen: ImageFeatures, token_NT: Tensor, image_index_N: Tensor) -> VLFormerOutput:
         """As `VLFormer.ask`."""
+        words = self.model.text_encoder(token_NT)
         with torch.autocast(token_NT.device.type, torch.bfloat16):
-            return self.model.ask(seen, token_NT, image_index_N)
+            pixels = self.model.pixel_decoder(seen.maps, seen.pixel_valid, words, image_index_N)
+        levels = tuple(level.float() for level in pixels.levels)
+        return self.model.decoder(replace(pixels, levels=levels, mask_feat=pixels.mask_feat.float()), words)
 
 
-def for_prediction(model: VLFormer, precision: Precision = "fp32") -> VLFormer | BFloat16:
+def for_prediction(model: VLFormer, precision: str = "fp32") -> VLFormer | BFloat16:
     """A copy in eval mode that gives the same: to rounding in float32, to masks' edges in bfloat16.
 
     Raises VLFormerError for another precision.

@@ -129,12 +129,14 @@ class Run:
             self.cut
         )
         notes += [f"best {self.best_text}"] * bool(self.best_text)
-        return Now(self.step, result.parts, self._lr(), self.expressions, memory_used(self.device), ", ".join(notes))
+        losses = {"loss": result.total, "class": result.class_, "bce": result.bce, "dice": result.dice}
+        return Now(self.step, losses, self._lr(), self.expressions, memory_used(self.device), ", ".join(notes))
 
     def log_step(self, result: StepResult, rate: float) -> None:
         """A row of losses."""
+        losses = {"loss": result.total, "class": result.class_, "bce": result.bce, "dice": result.dice}
         rest = {"lr": self._lr(), "gradient_norm": result.gradient_norm, "expressions_per_second": round(rate, 2)}
-        self._write({name: _finite(value) for name, value in {**result.parts, **rest}.items()})
+        self._write({name: _finite(value) for name, value in {**losses, **rest}.items()})
 
     def draw_curves(self) -> None:
         """`curves.png`, from all of `metrics.jsonl`."""

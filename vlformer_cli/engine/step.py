@@ -30,19 +30,13 @@ class StepResult:
     class_: float
     bce: float
     dice: float
-    choice: float
     gradient_norm: float
     """Before clipping."""
 
     @property
     def is_finite(self) -> bool:
         """Whether the losses are."""
-        return all(math.isfinite(value) for value in self.parts.values())
-
-    @property
-    def parts(self) -> dict[str, float]:
-        """The losses, by the names that logs use."""
-        return {"loss": self.total, "class": self.class_, "bce": self.bce, "dice": self.dice, "choice": self.choice}
+        return all(math.isfinite(value) for value in (self.total, self.class_, self.bce, self.dice))
 
 
 class Objective(nn.Module):
@@ -54,11 +48,11 @@ class Objective(nn.Module):
         self.device_type, self.dtype = device_type, DTYPES[precision]
 
     def forward(self, batch: Batch, counts: Counts) -> Tensor:
-        """Five numbers, the fields of `Losses`: this batch's part of the step's losses."""
+        """Four numbers, the fields of `Losses`: this batch's part of the step's losses."""
         with torch.autocast(self.device_type, self.dtype, enabled=self.dtype != torch.float32):
             output = self.model(batch.images, batch.pixel_valid, batch.tokens, batch.image_index)
         losses: Losses = self.criterion(output, batch, counts)
-        return torch.stack([losses.total, losses.class_, losses.bce, losses.dice, losses.choice])
+        return torch.stack([losses.total, losses.class_, losses.bce, losses.dice])
 
 
 class Stepper:
@@ -100,7 +94,7 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * self.schedule.scale(step)
         self.optimizer.zero_grad(set_to_none=True)
-        parts = torch.zeros(5, device=self.device)
+        parts = torch.zeros(4, device=self.device)
         for number, batch in enumerate(batches, 1):
             with self._talking(number == len(batches)):
                 losses = self.objective(batch.to(self.device), counts)
@@ -109,8 +103,8 @@ class Stepper:
             parts += losses.detach()
         self.scaler.unscale_(self.optimizer)
         norm = float(nn.utils.clip_grad_norm_(self._trained(), self.config.clip or math.inf))
-        total, class_, bce, dice, choice = self.world.sum(parts.tolist())
-        result = StepResult(total, class_, bce, dice, choice, norm)
+        total, class_, bce, dice = self.world.sum(parts.tolist())
+        result = StepResult(total, class_, bce, dice, norm)
         self._apply(result)
         return result
 

@@ -5,7 +5,6 @@ Letters: N expressions, Q queries, K points, Y X cells, H W pixels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -20,14 +19,12 @@ from vlformer_cli.types import Batch, Prediction, VLFormerOutput
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Scalars, summed over blocks (and dense heads, times their weight), before their weights, except `total`."""
+    """Scalars, summed over the blocks (and the dense head, times its weight), before their weights, except `total`."""
 
     total: Tensor
     class_: Tensor
     bce: Tensor
     dice: Tensor
-    choice: Tensor
-    """Which of the picture's referents is meant, as the dense heads see it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +68,13 @@ class Criterion(nn.Module):
         *,
         weights: CostWeights,
         dense_weight: float,
-        choice_weight: float,
         no_object: float,
         points: int,
         oversample: float,
         importance: float,
     ) -> None:
         super().__init__()
-        self.dense_weight, self.choice_weight = dense_weight, choice_weight
+        self.dense_weight = dense_weight
         self.weights, self.points, self.oversample, self.importance = weights, points, oversample, importance
         self.register_buffer("class_weights", torch.tensor([1.0, no_object]), persistent=False)
 
@@ -97,14 +93,11 @@ class Criterion(nn.Module):
         last = Prediction(output.class_logits, output.mask_logits)
         parts = [self._block(p, truth, counts) for p in (*output.earlier, last)]
         class_, bce, dice = (torch.stack(part).sum() for part in zip(*parts, strict=True))
-        choice = torch.zeros_like(bce)
-        for dense_NYX in output.dense_logits:
-            dense_bce, dense_dice = self._mask_losses(dense_NYX.float(), truth, counts)
+        if output.dense_logits is not None:
+            dense_bce, dense_dice = self._mask_losses(output.dense_logits.float(), truth, counts)
             bce, dice = bce + self.dense_weight * dense_bce, dice + self.dense_weight * dense_dice
-            choice_N = choice_loss(dense_NYX.float(), truth.masks_NHW, batch.image_index)
-            choice = choice + (choice_N * truth.meant_N / counts.meant.clamp(min=1)).sum()
         total = self.weights.class_ * class_ + self.weights.bce * bce + self.weights.dice * dice
-        return Losses(total + self.choice_weight * choice, class_, bce, dice, choice)
+        return Losses(total, class_, bce, dice)
 
     def _block(self, prediction: Prediction, truth: Truth, counts: Counts) -> tuple[Tensor, Tensor, Tensor]:
         """Class, BCE and dice loss of one block's predictions."""
@@ -148,26 +141,6 @@ class Truth:
     meant_N: Tensor
     extent_N2: Tensor
     points: StepPoints
-
-
-def choice_loss(logits_NYX: Tensor, masks_NHW: Tensor, image_index_N: Tensor) -> Tensor:
-    """N: cross-entropy over the referents of the expressions about one picture, each by its mean logit within its mask.
-
-    It is about which words make the difference, where a mask's own loss is mostly about what is background. 0 for an
-    expression that means nothing, or whose referent is the only one.
-    """
-    cover_NP = F.adaptive_avg_pool2d(masks_NHW[:, None], (logits_NYX.shape[-2], logits_NYX.shape[-1])).flatten(1)
-    area_N = cover_NP.sum(1)
-    mean_NN = logits_NYX.flatten(1) @ (cover_NP / area_N.clamp(min=1e-6)[:, None]).T
-    itself_NN = torch.eye(len(area_N), dtype=torch.bool, device=area_N.device)
-    means_NN = (area_N[:, None] > 0) & (area_N > 0)
-    rival_NN = (image_index_N[:, None] == image_index_N) & means_NN | itself_NN
-    same_NN = rival_NN & ((cover_NP[:, None] - cover_NP).abs().sum(-1) == 0)
-    # several expressions with one referent make one rival and not several
-    share_NN = mean_NN - same_NN.sum(1).log()
-    everyone_N = share_NN.masked_fill(~rival_NN, -math.inf).logsumexp(1)
-    meant_N = share_NN.masked_fill(~same_NN, -math.inf).logsumexp(1)
-    return everyone_N - meant_N
 
 
 def valid_extent(pixel_valid_BHW: Tensor) -> Tensor:

@@ -17,14 +17,7 @@ from vlformer_cli.model.attention import Attention, FeedForward
 from vlformer_cli.model.backbone import STRIDES, Backbone
 from vlformer_cli.model.decoder import Decoder, Heads
 from vlformer_cli.model.deform_attn import DeformableAttention
-from vlformer_cli.model.pixel_decoder import (
-    DenseHead,
-    EarlyFusion,
-    EncoderLayer,
-    FinestLevel,
-    PixelDecoder,
-    ProjectedLevel,
-)
+from vlformer_cli.model.pixel_decoder import EarlyFusion, EncoderLayer, FinestLevel, PixelDecoder, ProjectedLevel
 from vlformer_cli.model.text_encoder import FactoredEmbedding, TextEncoder
 from vlformer_cli.model.vl_block import VLBlock
 from vlformer_cli.model.vlformer import VLFormer
@@ -205,10 +198,9 @@ def _pixel_decoder(config: ModelConfig, channels: tuple[int, ...]) -> PixelDecod
         ),
         encoder=encoder,
         to_mask=FinestLevel(channels=channels[0], dim=dim, mask_dim=config.mask_dim or dim),
-        dense_heads=[DenseHead(dim=dim) for _ in range(2)] if config.dense_head else [],
+        dense_head=nn.Conv2d(dim, 1, kernel_size=1) if config.dense_head else None,
         dim=dim,
         add_position=config.position_in_features,
-        mix_levels=config.mix_levels,
     )
 
 

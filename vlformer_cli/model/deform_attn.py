@@ -188,7 +188,7 @@ def sample_by_grid(value_NSAd: Tensor, point: Points, weight_NSALK: Tensor, shap
 
 
 def _level_table(shapes: LevelShapes, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Width, height and first row of each bordered level, int32, shaped L1 to meet tensors that end in L, K; all rows."""
+    """Width, height, first row of each bordered level: int32, shaped L1 to meet tensors that end in L, K; all rows."""
     starts = [sum((h + BORDER) * (w + BORDER) for h, w in shapes[:level]) for level in range(len(shapes) + 1)]
     rows = ([w for _, w in shapes], [h for h, _ in shapes], starts[:-1])
     width, height, start = (torch.tensor(row, device=device, dtype=torch.int32)[:, None] for row in rows)

@@ -42,8 +42,8 @@ class PixelFeatures:
     """NYX bool each, True = padding."""
     mask_feat: Tensor
     """NMYX at stride 4, zero on padding."""
-    dense_logits: tuple[Tensor, ...]
-    """NYX at stride 8 each: what the features alone say of the referent, before any query; in training only."""
+    dense_logits: Tensor | None
+    """NYX at stride 8: what the features alone say of the referent, before any query; in training only."""
 
 
 class PixelDecoder(nn.Module):
@@ -56,22 +56,17 @@ class PixelDecoder(nn.Module):
         fusion: EarlyFusion,
         encoder: Sequence[nn.Module],
         to_mask: FinestLevel,
-        dense_heads: Sequence[nn.Module],
+        dense_head: nn.Module | None,
         dim: int,
         add_position: bool,
-        mix_levels: bool = False,
     ) -> None:
         """`inputs`: for strides 8, 16, 32. `add_position`: the sine position is part of the features from the start.
 
-        `mix_levels`: before the words come in, each level becomes the mean of all, so that what the words multiply
-        holds the fine levels' colours and the coarse levels' kinds at once.
-
-        `dense_heads`: two for losses that teach the features directly, after the fusion and after the encoder; or none.
+        `dense_head`: from D channels to one, for a loss that teaches the features directly.
         """
         super().__init__()
         self.inputs, self.fusion, self.encoder = nn.ModuleList(inputs), fusion, nn.ModuleList(encoder)
-        self.to_mask, self.dense_heads = to_mask, nn.ModuleList(dense_heads)
-        self.dim, self.add_position, self.mix_levels = dim, add_position, mix_levels
+        self.to_mask, self.dense_head, self.dim, self.add_position = to_mask, dense_head, dim, add_position
         self.level_embed = nn.Parameter(torch.randn(len(self.inputs), dim))
 
     def forward(
@@ -83,46 +78,24 @@ class PixelDecoder(nn.Module):
         projected = [layer(x, valid) for layer, x, valid in zip(self.inputs, features[1:], valids, strict=True)]
         if self.add_position:
             projected = [x + position * v[:, None] for x, position, v in zip(projected, positions, valids, strict=True)]
-        if self.mix_levels:
-            projected = mixed(projected, valids)
         shapes = tuple((x.shape[-2], x.shape[-1]) for x in projected)
         x_NSD = self.fusion([_flat([x]) for x in projected], words, image_index_N)
         place_SL2 = cell_places(shapes, STRIDES[1:], x_NSD.device)
         level_position_BSD = _flat([p + e[:, None, None] for p, e in zip(positions, self.level_embed, strict=True)])
         pad_NS = per_expression(~torch.cat([valid.flatten(1) for valid in valids], 1), image_index_N)
         level_position_NSD = per_expression(level_position_BSD, image_index_N)
-        fused = _unflat(x_NSD, shapes)
         for layer in self.encoder:
             x_NSD = layer(x_NSD, level_position_NSD, place_SL2, shapes, pad_NS)
         levels = _unflat(x_NSD, shapes)
         mask_feat = self.to_mask(features[0], levels[0], valid4_BYX, valids[0], image_index_N)
+        dense_logits = self.dense_head(levels[0])[:, 0] if self.training and self.dense_head is not None else None
         return PixelFeatures(
             levels=tuple(reversed(levels)),
             positions=tuple(per_expression(p, image_index_N) for p in reversed(positions)),
             pads=tuple(~per_expression(v, image_index_N) for v in reversed(valids)),
             mask_feat=mask_feat,
-            dense_logits=self._dense_logits((fused, levels), [per_expression(v, image_index_N) for v in valids]),
+            dense_logits=dense_logits,
         )
-
-    def _dense_logits(self, stages: Sequence[Sequence[Tensor]], valids: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        if not self.training:
-            return ()
-        return tuple(head(levels, valids) for head, levels in zip(self.dense_heads, stages, strict=False))
-
-
-class DenseHead(nn.Module):
-    """Says of each stride-8 cell whether it belongs to the referent, from all levels at that place."""
-
-    def __init__(self, *, dim: int) -> None:
-        super().__init__()
-        self.norm, self.expand, self.out = nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.Linear(2 * dim, 1)
-
-    def forward(self, levels: Sequence[Tensor], valids: Sequence[Tensor]) -> Tensor:
-        """NYX of the first level's grid, from NDYX of each level, fine to coarse; `valids` NYX each."""
-        size = (levels[0].shape[-2], levels[0].shape[-1])
-        coarse = [upsample_valid(x, valid, size) for x, valid in zip(levels[1:], valids[1:], strict=True)]
-        x_NYXD = self.norm((levels[0] + sum(coarse)).movedim(1, -1))
-        return self.out(F.relu(self.expand(x_NYXD), inplace=True))[..., 0]
 
 
 class ProjectedLevel(nn.Module):
@@ -202,25 +175,6 @@ class FinestLevel(nn.Module):
         merged_NMYX = lateral_NMYX + upsample_valid(self.narrow(coarse_NDYX), valid8_NYX, size)
         smooth_NMYX = self.smooth_norm(self.smooth(_on_picture(merged_NMYX, valid4_NYX)), valid4_NYX)
         return _on_picture(self.out(F.relu(smooth_NMYX, inplace=True)), valid4_NYX)
-
-
-def mixed(levels: Sequence[Tensor], valids: Sequence[Tensor]) -> list[Tensor]:
-    """Each level BDYX (strides 8, 16, 32) as the mean of all on its grid; padding has no weight and stays 0."""
-    means = []
-    for valid in valids:
-        size = (valid.shape[-2], valid.shape[-1])
-        parts = [resize_valid(x, own, size) for x, own in zip(levels, valids, strict=True)]
-        means.append(_on_picture(torch.stack(parts).mean(0), valid))
-    return means
-
-
-def resize_valid(x_BDYX: Tensor, valid_BYX: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear to a finer grid, the mean of valid cells to a coarser one."""
-    if size[0] >= x_BDYX.shape[-2]:
-        return upsample_valid(x_BDYX, valid_BYX, size)
-    step = x_BDYX.shape[-2] // size[0]
-    share = F.avg_pool2d(valid_BYX[:, None].to(x_BDYX.dtype), step)
-    return F.avg_pool2d(x_BDYX, step) / share.clamp(min=1e-6)
 
 
 def _on_picture(x_NCYX: Tensor, valid_NYX: Tensor) -> Tensor:

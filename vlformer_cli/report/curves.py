@@ -21,7 +21,7 @@ def save_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> No
     figure.suptitle(title, fontsize=11)
     (losses, parts), (rate, metrics) = figure.subplots(2, 2)
     _draw(losses, train, {"loss": lambda row: row["loss"]}, "total loss", smooth=True)
-    named = {name: _reader(name) for name in ("class", "bce", "dice", "choice")}
+    named = {name: _reader(name) for name in ("class", "bce", "dice")}
     _draw(parts, train, named, "its parts, before their weights", smooth=True)
     _draw(rate, train, {"lr": lambda row: row["lr"]}, "learning rate")
     _draw(metrics, val, _VALIDATION, f"validation, percent ({val[0]['val']['data'] if val else 'none'})")

@@ -46,7 +46,9 @@ class BFloat16(nn.Module):
         with torch.autocast(token_NT.device.type, torch.bfloat16):
             pixels = self.model.pixel_decoder(seen.maps, seen.pixel_valid, words, image_index_N)
         levels = tuple(level.float() for level in pixels.levels)
-        return self.model.decoder(replace(pixels, levels=levels, mask_feat=pixels.mask_feat.float()), words)
+        pixels = replace(pixels, levels=levels, mask_feat=pixels.mask_feat.float())
+        output: VLFormerOutput = self.model.decoder(pixels, words)
+        return output
 
 
 def for_prediction(model: VLFormer, precision: str = "fp32") -> VLFormer | BFloat16:

@@ -139,6 +139,19 @@ def test_sampling_by_hand() -> None:
         assert_close(found.flatten(), torch.tensor(expected))
 
 
+def test_a_point_that_is_not_a_number_spoils_its_own_sum_and_nothing_else() -> None:
+    value, point, weight = sampling_inputs()
+    with torch.no_grad():
+        expected = sample_by_bag(value, point.unbind(-1), weight, SHAPES)
+        for bad in (float("nan"), float("inf")):
+            spoilt = point.clone()
+            spoilt[0, 2] = bad
+            found = sample_by_bag(value, spoilt.unbind(-1), weight, SHAPES)
+            assert found[0, 2].isnan().all() if bad != bad else found[0, 2].eq(0).all()  # far away: zero
+            found[0, 2] = expected[0, 2]
+            assert_close(found, expected)
+
+
 def test_gradients_of_bag_grid_and_reference_agree() -> None:
     value, point, weight = sampling_inputs()
     share = torch.tensor([[w, h] for h, w in SHAPES], dtype=torch.float64)[:, None]

@@ -114,7 +114,9 @@ def corners(point: Points, weight_NSALK: Tensor, shapes: LevelShapes) -> tuple[T
     head_A11 = torch.arange(num_heads, device=x.device, dtype=torch.int32)[:, None, None]
     # row * heads + head, in one pass over the points
     origin_NSALK = (first_N.view(-1, 1, 1, 1, 1) + start_L1) * num_heads + head_A11
-    corner_NSALK = origin_NSALK.add(torch.addcmul(x0, y0, step_L1.to(y0.dtype)).int(), alpha=num_heads)
+    # a point that is not a number reads the first row, with a share that is none either: the loss will say so
+    cell_NSALK = torch.addcmul(x0, y0, step_L1.to(y0.dtype)).nan_to_num_(0.0).int()
+    corner_NSALK = origin_NSALK.add(cell_NSALK, alpha=num_heads)
     others_L14 = torch.stack([zero.expand_as(step_L1), zero.expand_as(step_L1) + 1, step_L1, step_L1 + 1], -1)
     row_NSALK4 = corner_NSALK[..., None] + others_L14 * num_heads
     low = weight_NSALK * fy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from skimage import data
 from small_model import SMALL
 from torch import Tensor, nn
 
-from vlformer_cli.config import to_tree
+from vlformer_cli.config import BackboneConfig, to_tree
 from vlformer_cli.data.tokenize import tokenize
 from vlformer_cli.data.transforms import resize_image
 from vlformer_cli.engine import export
 from vlformer_cli.engine.checkpoint import LoadedModel, load_weights
 from vlformer_cli.engine.engines import INPUTS, OUTPUTS, Run
+from vlformer_cli.model.build import build_model
 from vlformer_cli.types import VLFormerError
 
 EXPRESSIONS = ["the cup", "spoon right of the saucer", "a"]
@@ -59,6 +61,14 @@ def test_torch(small_pt2: tuple[Path, export.Written]) -> None:
     path, written = small_pt2  # masks: tests/test_engines.py
     assert written.difference < export.TOLERANCE
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.slow  # a minute
+def test_a_resnet_too(tmp_path: Path) -> None:
+    """torch.onnx's own tracing fails on its free sizes."""
+    config = dataclasses.replace(SMALL, backbone=BackboneConfig(name="resnet18"), blocks=1)
+    loaded = LoadedModel(build_model(config).eval(), config, {}, tmp_path / "none")
+    assert export.export_onnx(loaded, tmp_path / "resnet.onnx").difference < export.TOLERANCE
 
 
 class Sums(nn.Module):

@@ -110,8 +110,8 @@ def export_torch(loaded: LoadedModel, path: Path) -> Written:
 
     def write(folder: Path) -> tuple[Path, Written]:
         staged = folder / "model.pt2"
-        with _quiet(), torch.no_grad():
-            program = torch.export.export(module, example_inputs(2, 128, 160, 3, 6), dynamic_shapes=dynamic_shapes())
+        with _quiet():
+            program = _trace(module)
             metadata = json.dumps({CONFIG: json.dumps(to_tree(loaded.config))})
             torch.export.save(program, staged, extra_files={PT2_METADATA: metadata})
         run, _ = open_torch(staged, torch.get_num_threads())
@@ -134,18 +134,21 @@ def _write_staged(path: Path, write: Callable[[Path], tuple[Path, Written]]) -> 
     return written[0]
 
 
+@torch.no_grad()
+def _trace(module: nn.Module) -> torch.export.ExportedProgram:
+    return torch.export.export(module, example_inputs(2, 128, 160, 3, 6), dynamic_shapes=dynamic_shapes())
+
+
 def _checked_onnx(loaded: LoadedModel, folder: Path) -> tuple[Path, float]:
     """A float32 ONNX file in `folder`, and its largest difference from torch."""
     module, path = Exported(loaded.model), folder / "float32.onnx"
-    with _quiet():
+    with _quiet():  # the trace is made here: torch.onnx's own way of making it fails on ResNets with free sizes
         program = torch.onnx.export(
-            module,
-            example_inputs(2, 128, 160, 3, 6),
+            _trace(module),
             dynamo=True,
             opset_version=OPSET,
             input_names=INPUTS,
             output_names=OUTPUTS,
-            dynamic_shapes=dynamic_shapes(),
             verbose=False,
         )
     assert program is not None

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 PATIENCE = timedelta(minutes=60)  # before a process gives up on one that does not answer: longer than any evaluation
 FIRST_PORT, PORTS = 20_000, 20_000  # a SLURM job's own number chooses among these
-CAUSE_SECONDS = 15.0  # for the process that failed first to be found, before the others report that it is gone
+CAUSE_SECONDS = 30.0  # for the process that failed first to be found, before the others report that it is gone
 _LOST_PEER = ("closed by peer", "reset by peer", "broken pipe", "timed out", "socket", "nccl", "remote process exited")
 
 

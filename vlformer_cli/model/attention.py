@@ -93,7 +93,7 @@ def is_whole(valid: Tensor) -> bool:
 
 def per_expression(x_B: Tensor, image_index_N: Tensor) -> Tensor:
     """What belongs to each expression's image; where all ask about one, it is not copied."""
-    if len(x_B) == 1 and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and x_B.shape[0] == 1:  # in this order: an exported graph takes any number
         return x_B.expand(len(image_index_N), *x_B.shape[1:])
     return x_B[image_index_N]
 

@@ -28,9 +28,9 @@ def inputs(num: int, shapes: LevelShapes, heads: int) -> tuple[Tensor, Tensor, T
     torch.manual_seed(0)
     cells = sum(h * w for h, w in shapes)
     value = torch.randn(num, cells, heads, HEAD_DIM)
-    place = cell_places(shapes, STRIDES, value.device)[:, None, :, None]
-    point = place + torch.randn(num, cells, heads, len(shapes), POINTS, 2) * SPREAD
-    weight = torch.rand(num, cells, heads, len(shapes), POINTS)
+    place = cell_places(shapes, STRIDES, value.device).repeat_interleave(POINTS, 1)[:, None]
+    point = place + torch.randn(num, cells, heads, len(shapes) * POINTS, 2) * SPREAD
+    weight = torch.rand(num, cells, heads, len(shapes) * POINTS)
     return value.requires_grad_(), point.requires_grad_(), weight.requires_grad_()
 
 

@@ -124,9 +124,9 @@ def sampling_inputs() -> tuple[Tensor, Tensor, Tensor]:
     """Values, points in cells, weights; float64, some points far outside every level."""
     torch.manual_seed(2)
     value_NSAd = torch.randn(2, CELLS, HEADS, 8, dtype=torch.float64, requires_grad=True)
-    point_NSALK2 = torch.rand(2, 7, HEADS, 3, 4, 2, dtype=torch.float64) * 16 - 3
-    weight_NSALK = torch.randn(2, 7, HEADS, 3, 4, dtype=torch.float64, requires_grad=True)
-    return value_NSAd, point_NSALK2.requires_grad_(), weight_NSALK
+    point_NSAk2 = torch.rand(2, 7, HEADS, 12, 2, dtype=torch.float64) * 16 - 3
+    weight_NSAk = torch.randn(2, 7, HEADS, 12, dtype=torch.float64, requires_grad=True)
+    return value_NSAd, point_NSAk2.requires_grad_(), weight_NSAk
 
 
 def test_sampling_by_hand() -> None:
@@ -135,7 +135,7 @@ def test_sampling_by_hand() -> None:
     points = torch.tensor([[0.5, 0.5], [2.0, 1.0], [-0.5, 0.0], [1.25, 0.0], [9.0, 0.0]])
     expected = [2.0, 5.0, 0.0, 1.25, 0.0]
     for sample in (sample_by_bag, sample_by_grid):
-        found = sample(value_NSAd, points.reshape(1, 5, 1, 1, 1, 2).unbind(-1), torch.ones(1, 5, 1, 1, 1), ((2, 3),))
+        found = sample(value_NSAd, points.reshape(1, 5, 1, 1, 2).unbind(-1), torch.ones(1, 5, 1, 1), ((2, 3),))
         assert_close(found.flatten(), torch.tensor(expected))
 
 
@@ -155,10 +155,18 @@ def test_a_point_that_is_not_a_number_spoils_its_own_sum_and_nothing_else() -> N
 def test_gradients_of_bag_grid_and_reference_agree() -> None:
     value, point, weight = sampling_inputs()
     share = torch.tensor([[w, h] for h, w in SHAPES], dtype=torch.float64)[:, None]
+    by_level = (len(SHAPES), -1)
+
+    def from_reference() -> Tensor:
+        place_NSALK2 = (point.unflatten(3, by_level) + 0.5) / share
+        return reference.multi_scale_deformable_attention(
+            value, list(SHAPES), place_NSALK2, weight.unflatten(3, by_level)
+        )
+
     functions = (
         lambda: sample_by_bag(value, point.unbind(-1), weight, SHAPES),
         lambda: sample_by_grid(value, point.unbind(-1), weight, SHAPES),
-        lambda: reference.multi_scale_deformable_attention(value, list(SHAPES), (point + 0.5) / share, weight),
+        from_reference,
     )
     outputs = [function() for function in functions]
     direction = torch.randn_like(outputs[0])

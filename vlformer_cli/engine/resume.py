@@ -88,7 +88,8 @@ def refuse_changes(old: dict[str, Any], config: Config, folder: Path) -> None:
     changed = [d for d in differences(before, to_tree(config)) if not d.startswith(tuple(f"{f} " for f in MAY_CHANGE))]
     if changed:
         raise VLFormerError(
-            f"the config changed since the run in {folder} began: {'; '.join(changed)}. Undo that, or change --output"
+            f"the config changed since the run in {folder} began: {'; '.join(changed)}. "
+            "Give the same --config and --set as then, or change --output"
         )
 
 

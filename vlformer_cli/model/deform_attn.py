@@ -4,7 +4,8 @@ Each query reads K points on each of L levels, at learned offsets from its own p
 weights. The sum over points and over the four cells around each is one weighted sum of table rows, so that one
 `embedding_bag` computes it (`sample_by_bag`); `sample_by_grid` says the same with `grid_sample`, for export.
 
-Letters: N expressions, S cells of all levels together, A heads, d head dim, D = A * d, L levels, K points.
+Letters: N expressions, S cells of all levels together, A heads, d head dim, D = A * d, L levels, K points on each,
+k = L * K points on all, R rows.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vlformer_cli.model.attention import is_whole
+
 LevelShapes = tuple[tuple[int, int], ...]
 """Height and width in cells of each level."""
 Points = tuple[Tensor, Tensor]
-"""x and y in cells, NSALK each: 0 is the centre of the first."""
+"""x and y in cells, NSAk each: 0 is the centre of the first of the point's level."""
 BORDER = 3  # cells of zeros around a level, along each axis: one before and two after it
 
 
@@ -58,19 +61,31 @@ class DeformableAttention(nn.Module):
         self, query_NSD: Tensor, value_NSD: Tensor, place_SL2: Tensor, shapes: LevelShapes, cell_pad_NS: Tensor
     ) -> Tensor:
         """NSD. `place_SL2`: x, y of each query in cells of each level; `cell_pad_NS` True = padding, read as zero."""
-        num_heads, num_levels, num_points = self.shape
-        value_NSD = self.value_proj(value_NSD).masked_fill(cell_pad_NS[..., None], 0.0)
-        value_NSAd = value_NSD.unflatten(-1, (num_heads, -1))
-        weight_NSAk = self.weights(query_NSD).unflatten(-1, (num_heads, -1)).softmax(-1)
-        weight_NSALK = weight_NSAk.unflatten(-1, (num_levels, num_points))
-        point_2 = [self._points(query_NSD, place_SL2[..., axis], axis) for axis in range(2)]
+        value_NSD = self.value_proj(value_NSD)
+        if not is_whole(~cell_pad_NS):
+            value_NSD = value_NSD.masked_fill(cell_pad_NS[..., None], 0.0)
+        value_NSAd = value_NSD.unflatten(-1, (self.shape[0], -1))
+        x_NSAk, y_NSAk, logits_NSAk = self._read_where(query_NSD)
+        place_Sk2 = place_SL2[:, :, None].expand(-1, -1, self.shape[2], -1).flatten(1, 2)
+        point = (x_NSAk + place_Sk2[:, None, :, 0], y_NSAk + place_Sk2[:, None, :, 1])
         sample = sample_by_grid if self.by_grid or value_NSD.device.type != "cpu" else sample_by_bag
-        return self.out_proj(sample(value_NSAd, (point_2[0], point_2[1]), weight_NSALK, shapes))
+        return self.out_proj(sample(value_NSAd, point, softmax_of_few(logits_NSAk), shapes))
 
-    def _points(self, query_NSD: Tensor, place_SL: Tensor, axis: int) -> Tensor:
-        """NSALK float32: x (axis 0) or y (axis 1) of the points; `offsets` gives them in turn."""
-        offset = F.linear(query_NSD, self.offsets.weight[axis::2], self.offsets.bias[axis::2])
-        return place_SL[:, None, :, None] + offset.unflatten(-1, self.shape)
+    def _read_where(self, query_NSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """NSAk each: x and y of the offsets (`offsets` gives them in turn) and the logits of the weights."""
+        offset, weight = self.offsets, self.weights
+        matrix = torch.cat([offset.weight[0::2], offset.weight[1::2], weight.weight])
+        bias = torch.cat([offset.bias[0::2], offset.bias[1::2], weight.bias])
+        x_NSAk, y_NSAk, logits_NSAk = (
+            part.unflatten(-1, (self.shape[0], -1)) for part in F.linear(query_NSD, matrix, bias).chunk(3, -1)
+        )
+        return x_NSAk, y_NSAk, logits_NSAk
+
+
+def softmax_of_few(logits_NSAk: Tensor) -> Tensor:
+    """Softmax over the last dimension. On a CPU torch's own is ten times slower where that is short and innermost."""
+    logits_kR = logits_NSAk.flatten(0, 2).t()
+    return logits_kR.softmax(0).t().reshape(logits_NSAk.shape)
 
 
 def cell_places(shapes: LevelShapes, strides: tuple[int, ...], device: torch.device) -> Tensor:
@@ -84,44 +99,45 @@ def cell_places(shapes: LevelShapes, strides: tuple[int, ...], device: torch.dev
     return torch.cat(centres)[:, None] / per_stride_L[:, None] - 0.5
 
 
-def sample_by_bag(value_NSAd: Tensor, point: Points, weight_NSALK: Tensor, shapes: LevelShapes) -> Tensor:
+def sample_by_bag(value_NSAd: Tensor, point: Points, weight_NSAk: Tensor, shapes: LevelShapes) -> Tensor:
     """NSD: for each query and head the weighted sum of `value` at its points, bilinear, zero outside the level.
 
     Computed in float32 (float64 where `value` is), which is also faster on a CPU than bfloat16.
     """
     dtype = torch.promote_types(value_NSAd.dtype, torch.float32)
     table_NSAd = bordered(value_NSAd.to(dtype), shapes)
-    bag_NSALK4, share_NSALK4 = corners(point, weight_NSALK.to(dtype), shapes)
-    total = BagSum.apply(
-        table_NSAd.flatten(0, 2), bag_NSALK4.flatten(0, 2).flatten(1), share_NSALK4.flatten(0, 2).flatten(1)
-    )
+    bag_NSA4k, share_NSA4k = corners(point, weight_NSAk.to(dtype), shapes)
+    total = BagSum.apply(table_NSAd.flatten(0, 2), bag_NSA4k.flatten(0, 2), share_NSA4k.flatten(0, 2))
     return total.view(len(value_NSAd), -1, table_NSAd[0, 0].numel()).to(value_NSAd.dtype)
 
 
-def corners(point: Points, weight_NSALK: Tensor, shapes: LevelShapes) -> tuple[Tensor, Tensor]:
-    """NSALK4 twice, the four cells around each point: rows of the flattened `bordered` values (int32), and shares.
+def corners(point: Points, weight_NSAk: Tensor, shapes: LevelShapes) -> tuple[Tensor, Tensor]:
+    """NSA(4k) twice, the four cells around each point: rows of the flattened `bordered` values (int32), and shares.
 
-    Points beyond the border of zeros are moved onto it.
+    Points beyond the border of zeros are moved onto it. The short dimensions stay innermost and whole: a pass over
+    them is cheap, where one that broadcasts along the last two or four numbers costs twenty times as much.
     """
-    num, _, num_heads, _, _ = weight_NSALK.shape
-    width_L1, height_L1, start_L1, cells = _level_table(shapes, weight_NSALK.device)
-    zero = width_L1.new_zeros(())
-    x, y = ((p + 1).clamp(zero, size_L1 + 1) for p, size_L1 in zip(point, (width_L1, height_L1), strict=True))
+    num, _, num_heads, points = weight_NSAk.shape
+    width_k, height_k, start_k, cells = _level_table(shapes, points, weight_NSAk.device)
+    zero = width_k.new_zeros(())
+    x, y = ((p + 1).clamp(zero, size_k + 1) for p, size_k in zip(point, (width_k, height_k), strict=True))
     x0, y0 = x.detach().floor(), y.detach().floor()
-    fx, fy = (x - x0).to(weight_NSALK.dtype), (y - y0).to(weight_NSALK.dtype)
-    step_L1 = width_L1 + BORDER
-    first_N = torch.arange(num, device=x.device, dtype=torch.int32) * cells
-    head_A11 = torch.arange(num_heads, device=x.device, dtype=torch.int32)[:, None, None]
-    # row * heads + head, in one pass over the points
-    origin_NSALK = (first_N.view(-1, 1, 1, 1, 1) + start_L1) * num_heads + head_A11
+    fx, fy = (x - x0).to(weight_NSAk.dtype), (y - y0).to(weight_NSAk.dtype)
+    step_k = width_k + BORDER
     # a point that is not a number reads the first row, with a share that is none either: the loss will say so
-    cell_NSALK = torch.addcmul(x0, y0, step_L1.to(y0.dtype)).nan_to_num_(0.0).int()
-    corner_NSALK = origin_NSALK.add(cell_NSALK, alpha=num_heads)
-    others_L14 = torch.stack([zero.expand_as(step_L1), zero.expand_as(step_L1) + 1, step_L1, step_L1 + 1], -1)
-    row_NSALK4 = corner_NSALK[..., None] + others_L14 * num_heads
-    low = weight_NSALK * fy
-    share_y, share_x = torch.stack([weight_NSALK - low, low], -1), torch.stack([1 - fx, fx], -1)
-    return row_NSALK4, (share_y[..., None] * share_x[..., None, :]).flatten(-2)
+    cell_NSAk = torch.addcmul(x0, y0, step_k.to(y0.dtype)).nan_to_num_(0.0).int()
+    first_N111 = torch.arange(num, device=x.device, dtype=torch.int32).view(-1, 1, 1, 1) * cells
+    head_A1 = torch.arange(num_heads, device=x.device, dtype=torch.int32)[:, None]
+    # row * heads + head
+    origin = (first_N111 + start_k) * num_heads + head_A1
+    row_NSAk = origin + cell_NSAk * num_heads
+    below_k = step_k * num_heads
+    rows = [row_NSAk, row_NSAk + num_heads, row_NSAk + below_k, row_NSAk + (below_k + num_heads)]
+    low = weight_NSAk * fy
+    high = weight_NSAk - low
+    high_right, low_right = high * fx, low * fx
+    shares = [high - high_right, high_right, low - low_right, low_right]
+    return torch.cat(rows, -1), torch.cat(shares, -1)
 
 
 def bordered(value_NSAd: Tensor, shapes: LevelShapes) -> Tensor:
@@ -173,12 +189,13 @@ def _row_dots(grad_Gd: Tensor, bag_GK: Tensor, table_Rd: Tensor) -> Tensor:
         return torch.sparse.sampled_addmm(where, grad_Gd, table_Rd.t()).values().view_as(bag_GK)
 
 
-def sample_by_grid(value_NSAd: Tensor, point: Points, weight_NSALK: Tensor, shapes: LevelShapes) -> Tensor:
+def sample_by_grid(value_NSAd: Tensor, point: Points, weight_NSAk: Tensor, shapes: LevelShapes) -> Tensor:
     """The same as `sample_by_bag`, level by level with `grid_sample`."""
     num, _, num_heads, head_dim = value_NSAd.shape
     levels = value_NSAd.split([h * w for h, w in shapes], dim=1)
-    point_NALSK2 = torch.stack(point, -1).permute(0, 2, 3, 1, 4, 5)
-    weight_NALSK = weight_NSALK.permute(0, 2, 3, 1, 4)
+    by_level = (len(shapes), -1)
+    point_NALSK2 = torch.stack(point, -1).unflatten(3, by_level).permute(0, 2, 3, 1, 4, 5)
+    weight_NALSK = weight_NSAk.unflatten(3, by_level).permute(0, 2, 3, 1, 4)
     total = torch.zeros((), dtype=value_NSAd.dtype, device=value_NSAd.device)
     for level, (height, width) in enumerate(shapes):
         image = levels[level].permute(0, 2, 3, 1).reshape(num * num_heads, head_dim, height, width)
@@ -189,9 +206,11 @@ def sample_by_grid(value_NSAd: Tensor, point: Points, weight_NSALK: Tensor, shap
     return total.view(num, num_heads * head_dim, -1).transpose(1, 2)
 
 
-def _level_table(shapes: LevelShapes, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Width, height, first row of each bordered level: int32, shaped L1 to meet tensors that end in L, K; all rows."""
+def _level_table(shapes: LevelShapes, points: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Of the level of each of the k = L * K points: width, height, first row once bordered (int32); rows of all."""
     starts = [sum((h + BORDER) * (w + BORDER) for h, w in shapes[:level]) for level in range(len(shapes) + 1)]
     rows = ([w for _, w in shapes], [h for h, _ in shapes], starts[:-1])
-    width, height, start = (torch.tensor(row, device=device, dtype=torch.int32)[:, None] for row in rows)
+    width, height, start = (
+        torch.tensor(row, device=device, dtype=torch.int32).repeat_interleave(points // len(shapes)) for row in rows
+    )
     return width, height, start, starts[-1]

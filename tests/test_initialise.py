@@ -33,7 +33,7 @@ from vlformer_cli.engine.mask2former import BOOKKEEPING, PIXEL_MEAN, PIXEL_STD, 
 from vlformer_cli.engine.mask2former_names import source_names
 from vlformer_cli.engine.weights_table import Initialisation
 from vlformer_cli.model.build import build_model
-from vlformer_cli.model.vlformer import ImageFeatures, VLFormer
+from vlformer_cli.model.vlformer import VLFormer
 from vlformer_cli.types import VLFormerError
 
 DEPTHS = (2, 1, 2, 2)
@@ -163,11 +163,11 @@ def test_a_mapped_model_that_is_deaf_to_the_words_computes_what_mask2former_does
     images, valid = torch.randint(0, 256, (2, 3, *CANVAS)).double(), torch.ones(2, *CANVAS, dtype=torch.bool)
     mean, std = torch.tensor(PIXEL_MEAN)[:, None, None], torch.tensor(PIXEL_STD)[:, None, None]
     with torch.no_grad():
-        maps = model.look(images, valid).maps
+        maps = model.backbone(images, valid)
         if "swin" in backbone:  # Mask2Former norms what a Swin's stages give, which is not mapped
             norms = theirs.model.pixel_level_module.encoder.hidden_states_norms
             maps = tuple(norms[s](m.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for s, m in zip(STAGES, maps, strict=True))
-        found = model.ask(ImageFeatures(maps, valid), TOKENS, torch.arange(2))
+        found = model.ask(model.pixel_decoder.look(maps, valid), TOKENS, torch.arange(2))
         expected = theirs((images - mean) / std)
     for own, their in zip(
         maps, theirs.model.pixel_level_module.encoder((images - mean) / std).feature_maps, strict=True

@@ -10,7 +10,7 @@ import re
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -18,7 +18,8 @@ from vlformer_cli.config import BackboneConfig, ModelConfig, TextConfig
 from vlformer_cli.data.tokenize import tokenize
 from vlformer_cli.model.attention import FeedForward, downsample_valid, upsample_valid
 from vlformer_cli.model.build import build_model
-from vlformer_cli.model.decoder import attention_block, dot_masks, resize_mask_feat
+from vlformer_cli.model.decoder import attention_block
+from vlformer_cli.model.pixel_decoder import MaskFeatures
 from vlformer_cli.model.vlformer import VLFormer
 from vlformer_cli.types import VLFormerOutput
 
@@ -164,6 +165,11 @@ def test_the_backbone_runs_once_for_eight_expressions() -> None:
     assert torch.isfinite(output.mask_logits).all()
 
 
+def as_they_are(feat_NMYX: Tensor) -> MaskFeatures:
+    """Mask features whose last layer changes nothing."""
+    return MaskFeatures(feat_NMYX, torch.eye(feat_NMYX.shape[1]), torch.zeros(feat_NMYX.shape[1]))
+
+
 def test_attention_block() -> None:
     """Query 0 sees where its logit is positive, query 1 has an empty mask, query 2's mask lies in the padding alone."""
     feat_NMYX = torch.zeros(1, 2, 2, 3)
@@ -172,11 +178,11 @@ def test_attention_block() -> None:
     embed_NQM = torch.tensor([[[1.0, 0.0], [-0.1, -1.0], [0.0, 1.0]]])
     embed_NQM[0, 1] = torch.tensor([0.5, 0.5]) * -3  # -3 (a + b) / 2: 0 or more where a + b <= 0
     pad_NYX = torch.tensor([[[False, False, True], [False, False, True]]])
-    found = attention_block(embed_NQM, feat_NMYX, pad_NYX)[0].unflatten(1, (2, 3))
+    found = attention_block(embed_NQM, as_they_are(feat_NMYX), pad_NYX)[0].unflatten(1, (2, 3))
     assert found[0].tolist() == [[False, True, True], [True, False, True]]
     assert found[1].tolist() == [[False, False, True], [False, False, True]]  # logits 0, 3: not below zero
     assert found[2].tolist() == [[False, False, True], [False, False, True]]  # all of it, but the padding
-    nothing = attention_block(-embed_NQM[:, :1] * 0 - 1, feat_NMYX.abs(), pad_NYX)
+    nothing = attention_block(-embed_NQM[:, :1] * 0 - 1, as_they_are(feat_NMYX.abs()), pad_NYX)
     assert nothing[0, 0].tolist() == pad_NYX.flatten().tolist()
 
 
@@ -187,7 +193,7 @@ def test_no_query_is_ever_blind_and_padding_is_never_seen() -> None:
         pad_NYX[:, 0, 0] = False
         feat_NMYX, embed_NQM = torch.randn(4, 8, 5, 6), torch.randn(4, 3, 8)
         feat_NMYX[:, 0], embed_NQM[..., 0] = 1.0, bias
-        found_NQP = attention_block(embed_NQM, feat_NMYX, pad_NYX)
+        found_NQP = attention_block(embed_NQM, as_they_are(feat_NMYX), pad_NYX)
         visible_NQP = (torch.einsum("nqm,nmyx->nqyx", embed_NQM, feat_NMYX) >= 0).flatten(2) & ~pad_NYX.flatten(1)[
             :, None
         ]
@@ -199,9 +205,19 @@ def test_no_query_is_ever_blind_and_padding_is_never_seen() -> None:
 def test_resizing_mask_features_commutes_with_the_dot_product() -> None:
     torch.manual_seed(2)
     embed_NQM, feat_NMYX = torch.randn(2, 3, 8), torch.randn(2, 8, 16, 24)
-    for size in (torch.Size((8, 12)), torch.Size((4, 6)), torch.Size((2, 3))):
-        expected = F.interpolate(dot_masks(embed_NQM, feat_NMYX), size=size, mode="bilinear", align_corners=False)
-        assert_close(dot_masks(embed_NQM, resize_mask_feat(feat_NMYX, size)), expected, atol=1e-5, rtol=1e-5)
+    masks = MaskFeatures(feat_NMYX, torch.randn(8, 8), torch.randn(8))
+    for size in ((8, 12), (4, 6), (2, 3)):
+        expected = F.interpolate(masks.dot(embed_NQM), size=size, mode="bilinear", align_corners=False)
+        assert_close(masks.resized(size).dot(embed_NQM), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_last_layer_of_the_mask_features_may_be_applied_to_the_embeddings() -> None:
+    torch.manual_seed(3)
+    layer, embed_NQM, feat_NMYX = nn.Conv2d(8, 8, kernel_size=1), torch.randn(2, 3, 8), torch.randn(2, 8, 5, 6)
+    assert layer.bias is not None
+    expected = torch.einsum("nqm,nmyx->nqyx", embed_NQM, layer(feat_NMYX))
+    found = MaskFeatures(feat_NMYX, layer.weight.flatten(1), layer.bias).dot(embed_NQM)
+    assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("train", [False, True])

@@ -67,7 +67,7 @@ def test_half_precision_keeps_the_first_loss_and_learns_in_float32(
     plain = losses(small_run, tmp_path / "plain")
     run = Run(with_train(small_run, precision=precision), tmp_path / "half", ALONE, resume=False)
     dtypes = set()
-    run.model.pixel_decoder.register_forward_hook(lambda module, given, result: dtypes.add(result.mask_feat.dtype))
+    run.model.pixel_decoder.to_mask.smooth.register_forward_hook(lambda module, given, result: dtypes.add(result.dtype))
     found = [result.total for result in steps_of(run)]
     assert found[0] == pytest.approx(plain[0], abs=tolerance)
     assert found[0] != plain[0]

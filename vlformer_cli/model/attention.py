@@ -27,20 +27,55 @@ class Attention(nn.Module):
 
     def forward(self, query_NQD: Tensor, key_NPD: Tensor, value_NPD: Tensor, blocked_NQP: Tensor | None) -> Tensor:
         """NQD. `blocked_NQP` (True = may not be looked at) may have a 1 for Q; None: everything is seen."""
-        return self.attend(self.query_proj(query_NQD), key_NPD, value_NPD, blocked_NQP)
+        projected_NQD = self.query_proj(query_NQD)
+        if self.num_heads * query_NQD.shape[1] < query_NQD.shape[2]:
+            return self._attend_with_few(projected_NQD, key_NPD, value_NPD, blocked_NQP)
+        return self.attend(projected_NQD, key_NPD, value_NPD, blocked_NQP)
 
     def attend(self, projected_NQD: Tensor, key_NPD: Tensor, value_NPD: Tensor, blocked_NQP: Tensor | None) -> Tensor:
-        """The same from a query that went through `query_proj` already, so that it can be projected once per image."""
+        """The same from a query that went through `query_proj` already, so that it can be projected once per image.
+
+        For many queries and few keys: fused kernels are slower there, above all backwards, and so is a softmax over a
+        short innermost dimension.
+        """
         query_NAQd, key_NAPd, value_NAPd = (
-            x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for x in (projected_NQD, self.key_proj(key_NPD), self.value_proj(value_NPD))
+            self._by_head(x) for x in (projected_NQD, self.key_proj(key_NPD), self.value_proj(value_NPD))
         )
-        # written out: one side is always short (queries or words), where fused kernels are slower, above all backwards
-        logits_NAQP = (query_NAQd * query_NAQd.shape[-1] ** -0.5) @ key_NAPd.transpose(-1, -2)
+        logits_NAPQ = (key_NAPd * key_NAPd.shape[-1] ** -0.5) @ query_NAQd.mT
+        if blocked_NQP is not None:
+            logits_NAPQ = logits_NAPQ.masked_fill(blocked_NQP.mT[:, None], float("-inf"))
+        update_NAQd = logits_NAPQ.softmax(-2).to(value_NAPd.dtype).mT @ value_NAPd
+        return self.out_proj(update_NAQd.transpose(1, 2).flatten(2))
+
+    def _attend_with_few(
+        self, projected_NQD: Tensor, key_NPD: Tensor, value_NPD: Tensor, blocked_NQP: Tensor | None
+    ) -> Tensor:
+        """The same for few queries and many keys, whose projections are never computed.
+
+        q . (W x + b) = (W^T q) . x + q . b, and the weighted sum of projected values is the projection of their
+        weighted sum: A * Q rows go through the matrices instead of P.
+        """
+        query_NAQd = self._by_head(projected_NQD) * (projected_NQD.shape[-1] // self.num_heads) ** -0.5
+        key_AdD, value_AdD = (
+            proj.weight.unflatten(0, (self.num_heads, -1)) for proj in (self.key_proj, self.value_proj)
+        )
+        key_bias_Ad1, value_bias_A1d = (
+            self.key_proj.bias.unflatten(0, (self.num_heads, -1))[..., None],
+            self.value_proj.bias.unflatten(0, (self.num_heads, -1))[:, None],
+        )
+        asked_NAQD = query_NAQd @ key_AdD
+        logits_NAQP = (asked_NAQD.flatten(1, 2) @ key_NPD.mT).unflatten(1, (self.num_heads, -1))
+        logits_NAQP = logits_NAQP + query_NAQd @ key_bias_Ad1
         if blocked_NQP is not None:
             logits_NAQP = logits_NAQP.masked_fill(blocked_NQP[:, None], float("-inf"))
-        update_NAQd = logits_NAQP.softmax(-1).to(value_NAPd.dtype) @ value_NAPd
+        weight_NAQP = logits_NAQP.softmax(-1).to(value_NPD.dtype)
+        read_NAQD = (weight_NAQP.flatten(1, 2) @ value_NPD).unflatten(1, (self.num_heads, -1))
+        update_NAQd = read_NAQD @ value_AdD.mT + value_bias_A1d
         return self.out_proj(update_NAQd.transpose(1, 2).flatten(2))
+
+    def _by_head(self, x_NPD: Tensor) -> Tensor:
+        """NAPd."""
+        return x_NPD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class FeedForward(nn.Module):

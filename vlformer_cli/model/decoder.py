@@ -1,7 +1,6 @@
 """The VL-transformer decoder: learned queries through the blocks, and the heads after every one.
 
-Letters: N expressions, Q queries, D hidden, Y X cells of a grid, P = Y * X, L levels,
-M mask features.
+Letters: N expressions, Q queries, D hidden, Y X cells of a grid, P = Y * X, M mask features.
 """
 
 from __future__ import annotations
@@ -10,9 +9,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from vlformer_cli.model.pixel_decoder import PixelFeatures
+from vlformer_cli.model.pixel_decoder import MaskFeatures, PixelFeatures
 from vlformer_cli.model.text_encoder import Words
 from vlformer_cli.model.vl_block import VLBlock
 from vlformer_cli.types import Prediction, VLFormerOutput
@@ -33,7 +31,7 @@ class Decoder(nn.Module):
         levels = [level + embed[:, None, None] for level, embed in zip(pixels.levels, self.level_embed, strict=True)]
         values = [_tokens(level) for level in levels]
         keys = [_tokens(level + position) for level, position in zip(levels, pixels.positions, strict=True)]
-        coarse_mask_feats = [resize_mask_feat(pixels.mask_feat, level.shape[-2:]) for level in levels]
+        coarse_masks = [pixels.masks.resized(level.shape[-2:]) for level in levels]
         query_NQD = self.query_feat.expand(words.feat.shape[0], -1, -1)
         blocked_NQP = pixels.pads[0].flatten(1)[:, None]
         earlier: list[Prediction] = []
@@ -43,10 +41,10 @@ class Decoder(nn.Module):
             class_logits_NQ2, mask_embed_NQM = self.heads(query_NQD)
             if number + 1 < len(self.blocks):
                 following = (number + 1) % len(levels)
-                blocked_NQP = attention_block(mask_embed_NQM, coarse_mask_feats[following], pixels.pads[following])
+                blocked_NQP = attention_block(mask_embed_NQM, coarse_masks[following], pixels.pads[following])
                 if self.training:
-                    earlier.append(Prediction(class_logits_NQ2, dot_masks(mask_embed_NQM, pixels.mask_feat)))
-        mask_logits_NQYX = dot_masks(mask_embed_NQM, pixels.mask_feat)
+                    earlier.append(Prediction(class_logits_NQ2, pixels.masks.dot(mask_embed_NQM)))
+        mask_logits_NQYX = pixels.masks.dot(mask_embed_NQM)
         return VLFormerOutput(class_logits_NQ2, mask_logits_NQYX, tuple(earlier), pixels.dense_logits)
 
 
@@ -66,19 +64,9 @@ class Heads(nn.Module):
         return self.classes(query_NQD), self.mask_embed(query_NQD)
 
 
-def dot_masks(mask_embed_NQM: Tensor, mask_feat_NMYX: Tensor) -> Tensor:
-    """NQYX: mask logits, the dot product of each query's embedding with each cell's features."""
-    return (mask_embed_NQM @ mask_feat_NMYX.flatten(2)).unflatten(2, mask_feat_NMYX.shape[-2:])
-
-
-def resize_mask_feat(mask_feat_NMYX: Tensor, size: torch.Size) -> Tensor:
-    """Bilinear resizing commutes with the dot product: it is done once per level instead of once per block's masks."""
-    return F.interpolate(mask_feat_NMYX.detach(), size=size, mode="bilinear", align_corners=False)
-
-
-def attention_block(mask_embed_NQM: Tensor, mask_feat_NMYX: Tensor, pad_NYX: Tensor) -> Tensor:
+def attention_block(mask_embed_NQM: Tensor, masks: MaskFeatures, pad_NYX: Tensor) -> Tensor:
     """NQP bool, True where a query may not look: outside its mask (one with an empty mask sees all), and on padding."""
-    outside_NQP = dot_masks(mask_embed_NQM.detach(), mask_feat_NMYX).flatten(2) < 0
+    outside_NQP = masks.dot(mask_embed_NQM.detach()).flatten(2) < 0
     pad_N1P = pad_NYX.flatten(1)[:, None]
     sees_nothing_NQ1 = (outside_NQP | pad_N1P).all(-1, keepdim=True)
     return (outside_NQP & ~sees_nothing_NQ1) | pad_N1P

@@ -7,7 +7,7 @@ M mask features.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,60 @@ GROUPS = 32  # of every group norm, as in Mask2Former's pixel decoder
 
 
 @dataclass(frozen=True, slots=True)
+class ImageFeatures:
+    """What is computed once per image, however many expressions ask about it. Levels: strides 8, 16, 32."""
+
+    levels: tuple[Tensor, ...]
+    """BSD each, projected."""
+    queries: tuple[Tensor, ...]
+    """BSD for each attention of the early fusion: what asks the words."""
+    lateral: Tensor
+    """BMYX at stride 4."""
+    positions: tuple[Tensor, ...]
+    """BDYX each: the sine position of the level's cells."""
+    level_position: Tensor
+    """BSD: positions of all levels, with the level's embedding."""
+    valid4: Tensor
+    """BYX bool at stride 4, True on the picture."""
+    valids: tuple[Tensor, ...]
+    """BYX bool each."""
+
+    @property
+    def shapes(self) -> LevelShapes:
+        """Height and width of the levels."""
+        return tuple((valid.shape[-2], valid.shape[-1]) for valid in self.valids)
+
+
+@dataclass(frozen=True, slots=True)
+class MaskFeatures:
+    """Mask features whose last layer, a 1x1 convolution, is applied to the few query embeddings and not to each cell.
+
+    e . (W x + b) = (W^T e) . x + e . b.
+    """
+
+    feat: Tensor
+    """NMYX at stride 4, zero on padding: the input of the last layer."""
+    weight: Tensor
+    """MM."""
+    bias: Tensor
+    """M."""
+
+    def dot(self, embed_NQM: Tensor) -> Tensor:
+        """NQYX: mask logits, the dot product of each query's embedding with each cell's features."""
+        asked_NQM = embed_NQM @ self.weight.to(embed_NQM.dtype)
+        logits_NQP = asked_NQM @ self.feat.flatten(2) + (embed_NQM @ self.bias.to(embed_NQM.dtype))[..., None]
+        return logits_NQP.unflatten(2, self.feat.shape[-2:])
+
+    def resized(self, size: Sequence[int]) -> MaskFeatures:
+        """On another grid, without gradients.
+
+        Bilinear resizing commutes with the dot product: it is done once per level instead of once per block's masks.
+        """
+        feat = F.interpolate(self.feat.detach(), size=list(size), mode="bilinear", align_corners=False)
+        return MaskFeatures(feat, self.weight.detach(), self.bias.detach())
+
+
+@dataclass(frozen=True, slots=True)
 class PixelFeatures:
     """What the pixel decoder hands to the VL-transformer blocks."""
 
@@ -40,10 +94,14 @@ class PixelFeatures:
     """NDYX each: the sine position of each level's cells."""
     pads: tuple[Tensor, ...]
     """NYX bool each, True = padding."""
-    mask_feat: Tensor
-    """NMYX at stride 4, zero on padding."""
+    masks: MaskFeatures
     dense_logits: Tensor | None
     """NYX at stride 8: what the features alone say of the referent, before any query; in training only."""
+
+    def to(self, dtype: torch.dtype) -> PixelFeatures:
+        """With levels and mask features of this type."""
+        masks = MaskFeatures(*(x.to(dtype) for x in (self.masks.feat, self.masks.weight, self.masks.bias)))
+        return replace(self, levels=tuple(level.to(dtype) for level in self.levels), masks=masks)
 
 
 class PixelDecoder(nn.Module):
@@ -69,31 +127,40 @@ class PixelDecoder(nn.Module):
         self.to_mask, self.dense_head, self.dim, self.add_position = to_mask, dense_head, dim, add_position
         self.level_embed = nn.Parameter(torch.randn(len(self.inputs), dim))
 
-    def forward(
-        self, features: Sequence[Tensor], pixel_valid_BHW: Tensor, words: Words, image_index_N: Tensor
-    ) -> PixelFeatures:
-        """`features`: BCYX at strides 4, 8, 16, 32. Work that does not depend on the words is done per image."""
+    def look(self, features: Sequence[Tensor], pixel_valid_BHW: Tensor) -> ImageFeatures:
+        """The part that needs no words. `features`: BCYX at strides 4, 8, 16, 32."""
         valid4_BYX, *valids = [downsample_valid(pixel_valid_BHW, stride) for stride in STRIDES]
         positions = [sine_position_2d(valid, self.dim).to(features[0].dtype) for valid in valids]
         projected = [layer(x, valid) for layer, x, valid in zip(self.inputs, features[1:], valids, strict=True)]
         if self.add_position:
             projected = [x + position * v[:, None] for x, position, v in zip(projected, positions, valids, strict=True)]
-        shapes = tuple((x.shape[-2], x.shape[-1]) for x in projected)
-        x_NSD = self.fusion([_flat([x]) for x in projected], words, image_index_N)
-        place_SL2 = cell_places(shapes, STRIDES[1:], x_NSD.device)
-        level_position_BSD = _flat([p + e[:, None, None] for p, e in zip(positions, self.level_embed, strict=True)])
-        pad_NS = per_expression(~torch.cat([valid.flatten(1) for valid in valids], 1), image_index_N)
-        level_position_NSD = per_expression(level_position_BSD, image_index_N)
+        levels = tuple(_flat([x]) for x in projected)
+        return ImageFeatures(
+            levels=levels,
+            queries=self.fusion.queries(levels),
+            lateral=self.to_mask.look(features[0], valid4_BYX),
+            positions=tuple(positions),
+            level_position=_flat([p + e[:, None, None] for p, e in zip(positions, self.level_embed, strict=True)]),
+            valid4=valid4_BYX,
+            valids=tuple(valids),
+        )
+
+    def forward(self, seen: ImageFeatures, words: Words, image_index_N: Tensor) -> PixelFeatures:
+        """The part that needs the words, for each expression."""
+        x_NSD = self.fusion(seen.levels, seen.queries, words, image_index_N)
+        place_SL2 = cell_places(seen.shapes, STRIDES[1:], x_NSD.device)
+        pad_NS = per_expression(~torch.cat([valid.flatten(1) for valid in seen.valids], 1), image_index_N)
+        level_position_NSD = per_expression(seen.level_position, image_index_N)
         for layer in self.encoder:
-            x_NSD = layer(x_NSD, level_position_NSD, place_SL2, shapes, pad_NS)
-        levels = _unflat(x_NSD, shapes)
-        mask_feat = self.to_mask(features[0], levels[0], valid4_BYX, valids[0], image_index_N)
+            x_NSD = layer(x_NSD, level_position_NSD, place_SL2, seen.shapes, pad_NS)
+        levels = _unflat(x_NSD, seen.shapes)
+        masks = self.to_mask(seen.lateral, levels[0], seen.valid4, seen.valids[0], image_index_N)
         dense_logits = self.dense_head(levels[0])[:, 0] if self.training and self.dense_head is not None else None
         return PixelFeatures(
             levels=tuple(reversed(levels)),
-            positions=tuple(per_expression(p, image_index_N) for p in reversed(positions)),
-            pads=tuple(~per_expression(v, image_index_N) for v in reversed(valids)),
-            mask_feat=mask_feat,
+            positions=tuple(per_expression(p, image_index_N) for p in reversed(seen.positions)),
+            pads=tuple(~per_expression(v, image_index_N) for v in reversed(seen.valids)),
+            masks=masks,
             dense_logits=dense_logits,
         )
 
@@ -120,19 +187,29 @@ class EarlyFusion(nn.Module):
         super().__init__()
         self.attentions = nn.ModuleList(attentions)
 
-    def forward(self, levels: Sequence[Tensor], words: Words, image_index_N: Tensor) -> Tensor:
-        """NSD from BSD of each level. The query projection does not depend on the words: once per image."""
-        parts = levels if len(self.attentions) > 1 else [torch.cat(list(levels), 1)]
-        scaled = [self._scale(a, x, words, image_index_N) for a, x in zip(self.attentions, parts, strict=True)]
+    def queries(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """BSD for each attention: what asks the words. Needs no words: once per image."""
+        parts = self._parts(levels)
+        return tuple(_attention(a).query_proj(x) for a, x in zip(self.attentions, parts, strict=True))
+
+    def forward(
+        self, levels: Sequence[Tensor], queries: Sequence[Tensor], words: Words, image_index_N: Tensor
+    ) -> Tensor:
+        """NSD from BSD of each level and the `queries` of them."""
+        scaled = []
+        for attention, x_BSD, query_BSD in zip(self.attentions, self._parts(levels), queries, strict=True):
+            query_NSD = per_expression(query_BSD, image_index_N)
+            scale_NSD = _attention(attention).attend(query_NSD, words.key, words.feat, words.pad[:, None])
+            scaled.append(per_expression(x_BSD, image_index_N) * scale_NSD)
         return torch.cat(scaled, 1)
 
-    @staticmethod
-    def _scale(attention: nn.Module, x_BSD: Tensor, words: Words, image_index_N: Tensor) -> Tensor:
-        assert isinstance(attention, Attention)
-        query_NSD = per_expression(attention.query_proj(x_BSD), image_index_N)
-        return per_expression(x_BSD, image_index_N) * attention.attend(
-            query_NSD, words.key, words.feat, words.pad[:, None]
-        )
+    def _parts(self, levels: Sequence[Tensor]) -> Sequence[Tensor]:
+        return levels if len(self.attentions) > 1 else [torch.cat(list(levels), 1)]
+
+
+def _attention(module: nn.Module) -> Attention:
+    assert isinstance(module, Attention)
+    return module
 
 
 class EncoderLayer(nn.Module):
@@ -165,16 +242,21 @@ class FinestLevel(nn.Module):
         self.smooth_norm = MaskedGroupNorm(GROUPS, mask_dim)
         self.out = nn.Conv2d(mask_dim, mask_dim, kernel_size=1)
 
+    def look(self, fine_BCYX: Tensor, valid4_BYX: Tensor) -> Tensor:
+        """BMYX: the part that needs no words."""
+        return self.lateral_norm(self.lateral(fine_BCYX), valid4_BYX)
+
     def forward(
-        self, fine_BCYX: Tensor, coarse_NDYX: Tensor, valid4_BYX: Tensor, valid8_BYX: Tensor, image_index_N: Tensor
-    ) -> Tensor:
-        """NMYX at stride 4, zero on padding."""
-        lateral_NMYX = per_expression(self.lateral_norm(self.lateral(fine_BCYX), valid4_BYX), image_index_N)
+        self, lateral_BMYX: Tensor, coarse_NDYX: Tensor, valid4_BYX: Tensor, valid8_BYX: Tensor, image_index_N: Tensor
+    ) -> MaskFeatures:
+        """At stride 4."""
+        lateral_NMYX = per_expression(lateral_BMYX, image_index_N)
         valid4_NYX, valid8_NYX = per_expression(valid4_BYX, image_index_N), per_expression(valid8_BYX, image_index_N)
-        size = (fine_BCYX.shape[-2], fine_BCYX.shape[-1])
+        size = (lateral_BMYX.shape[-2], lateral_BMYX.shape[-1])
         merged_NMYX = lateral_NMYX + upsample_valid(self.narrow(coarse_NDYX), valid8_NYX, size)
         smooth_NMYX = self.smooth_norm(self.smooth(_on_picture(merged_NMYX, valid4_NYX)), valid4_NYX)
-        return _on_picture(self.out(F.relu(smooth_NMYX, inplace=True)), valid4_NYX)
+        assert self.out.bias is not None
+        return MaskFeatures(F.relu(smooth_NMYX, inplace=True), self.out.weight.flatten(1), self.out.bias)
 
 
 def _on_picture(x_NCYX: Tensor, valid_NYX: Tensor) -> Tensor:

@@ -26,6 +26,10 @@ class Words:
     pad: Tensor
     """NT bool, True = padding."""
 
+    def part(self, rows: slice) -> Words:
+        """Those of some of the expressions."""
+        return Words(self.feat[rows], self.key[rows], self.pad[rows])
+
 
 class TextEncoder(nn.Module):
     """Runs the tower once per distinct expression and projects its word features to D."""

@@ -10,25 +10,13 @@ Letters: B images, N expressions, T word tokens, H W pixels, Q queries, Y X cell
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
 from vlformer_cli.model.backbone import Backbone
 from vlformer_cli.model.decoder import Decoder
-from vlformer_cli.model.pixel_decoder import PixelDecoder
+from vlformer_cli.model.pixel_decoder import ImageFeatures, PixelDecoder
 from vlformer_cli.model.text_encoder import TextEncoder
 from vlformer_cli.types import VLFormerOutput
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFeatures:
-    """What is computed once per image, however many expressions ask about it."""
-
-    maps: tuple[Tensor, ...]
-    """BCYX at strides 4, 8, 16, 32."""
-    pixel_valid: Tensor
-    """BHW bool, True on the picture."""
 
 
 class VLFormer(nn.Module):
@@ -53,10 +41,10 @@ class VLFormer(nn.Module):
 
     def look(self, images_BCHW: Tensor, pixel_valid_BHW: Tensor) -> ImageFeatures:
         """The part that needs no words."""
-        return ImageFeatures(self.backbone(images_BCHW, pixel_valid_BHW), pixel_valid_BHW)
+        return self.pixel_decoder.look(self.backbone(images_BCHW, pixel_valid_BHW), pixel_valid_BHW)
 
     def ask(self, seen: ImageFeatures, token_NT: Tensor, image_index_N: Tensor) -> VLFormerOutput:
         """The part that needs the words; may be called many times on what `look` returned."""
         words = self.text_encoder(token_NT)
-        pixels = self.pixel_decoder(seen.maps, seen.pixel_valid, words, image_index_N)
+        pixels = self.pixel_decoder(seen, words, image_index_N)
         return self.decoder(pixels, words)

@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.functional import pad
 from torch.testing import assert_close
 
 from vlformer_cli.config import LossConfig
 from vlformer_cli.loss.build import build_criterion
-from vlformer_cli.loss.criterion import Counts, Criterion, Losses, valid_extent
+from vlformer_cli.loss.criterion import Counts, Criterion, Losses, choice_loss, valid_extent
 from vlformer_cli.loss.matcher import CostWeights, dice_loss, match, matching_cost
 from vlformer_cli.loss.points import StepPoints, read_points
 from vlformer_cli.types import Batch, Prediction, VLFormerOutput
@@ -117,16 +118,18 @@ def test_the_canvas_around_a_picture_changes_no_loss() -> None:
     masks[0, 60:70, 50:90], masks[1, :20, 85:90], masks[2, 5:70, :90] = True, True, True
     valid = torch.zeros(3, 96, 96, dtype=torch.bool)
     valid[:, :70, :90] = True
-    classes, logits = torch.randn(3, 2, 2), torch.randn(3, 2, 24, 24)
+    classes, logits, pointed = torch.randn(3, 2, 2), torch.randn(3, 2, 24, 24), torch.randn(3, 9, 12)
     found = []
     for height, width in ((96, 96), (160, 128)):
         wide_masks, wide_valid = (pad(x, (0, width - 96, 0, height - 96)) for x in (masks, valid))
         wide_logits = torch.randn(3, 2, height // 4, width // 4)
         wide_logits[..., :18, :23] = logits[..., :18, :23]
         batch = replace(make_batch(wide_masks), pixel_valid=wide_valid, slots=torch.tensor([4, 9, 2]))
-        output = VLFormerOutput(classes, wide_logits, (Prediction(classes, wide_logits),), wide_logits[:, 0])
+        coarse = torch.randn(3, height // 8, width // 8)
+        coarse[:, :9, :12] = pointed
+        output = VLFormerOutput(classes, wide_logits, (Prediction(classes, wide_logits),), wide_logits[:, 0], coarse)
         losses = criterion(500)(output, batch)
-        found.append(torch.stack([losses.total, losses.class_, losses.bce, losses.dice]))
+        found.append(all_of(losses))
     assert_close(found[0], found[1], atol=2e-6, rtol=1e-6)
 
 
@@ -179,18 +182,63 @@ def test_losses_of_parts_add_up_to_those_of_the_whole() -> None:
     masks = torch.rand(5, 1, 1) < torch.rand(5, 64, 64)
     masks[2] = False
     whole = replace(make_batch(masks), draw=5)
-    output = VLFormerOutput(torch.randn(5, 3, 2), torch.randn(5, 3, 16, 16), (), torch.randn(5, 8, 8))
+    whole = replace(whole, image_index=torch.tensor([0, 1, 0, 3, 1]))  # a picture's expressions stay together
+    pointed = torch.randn(5, 8, 8)
+    output = VLFormerOutput(torch.randn(5, 3, 2), torch.randn(5, 3, 16, 16), (), torch.randn(5, 8, 8), pointed)
     expected = criterion()(output, whole)
-    found = torch.zeros(4)
+    found, of_pointer = torch.zeros(5), torch.zeros(5)
     for rows in (torch.tensor([3]), torch.tensor([0, 2]), torch.tensor([1, 4])):
-        part = replace(whole, masks=masks[rows], slots=rows, image_index=rows)
+        part = replace(whole, masks=masks[rows], slots=rows, image_index=whole.image_index[rows])
         own = replace(output, class_logits=output.class_logits[rows], mask_logits=output.mask_logits[rows],
-                      dense_logits=output.dense_logits[rows])  # fmt: skip
+                      dense_logits=output.dense_logits[rows], pointed_logits=pointed[rows])  # fmt: skip
         losses = criterion()(own, part, Counts.of(whole))
-        found += torch.stack([losses.total, losses.class_, losses.bce, losses.dice])
+        found += all_of(losses)
+        of_pointer += all_of(criterion().of_pointer(pointed[rows], part, Counts.of(whole)))
     assert isinstance(expected, Losses)
-    assert_close(found, torch.stack([expected.total, expected.class_, expected.bce, expected.dice]))
+    assert_close(found, all_of(expected))
+    assert_close(of_pointer, all_of(criterion().of_pointer(pointed, whole)))
+    assert all(float(part) > 0.1 for part in found)
     assert float(Counts.of(whole).meant) == 4
+
+
+def test_choice_loss_by_hand() -> None:
+    """Picture 0: three expressions about two referents (the first and third mean the same), one that means nothing;
+    picture 1: one expression alone."""
+    cover_NYX = torch.zeros(5, 4, 4)
+    cover_NYX[0, :2, :2] = cover_NYX[2, :2, :2] = 1
+    cover_NYX[1, 2:, 2], cover_NYX[4, :, :1] = 1, 0.5
+    torch.manual_seed(3)
+    logits_NYX = torch.randn(5, 4, 4)
+    left, right = logits_NYX[:, :2, :2].mean((1, 2)), logits_NYX[:, 2:, 2].mean(1)
+    expected = torch.zeros(5)
+    for n, (meant, other) in {0: (left, right), 1: (right, left), 2: (left, right)}.items():
+        expected[n] = math.log(math.exp(meant[n]) + math.exp(other[n])) - meant[n]
+    logits_NP = logits_NYX.flatten(1).requires_grad_()
+    found = choice_loss(logits_NP, cover_NYX.flatten(1), torch.tensor([0, 0, 0, 0, 1]))
+    assert_close(found.detach(), expected, atol=1e-5, rtol=1e-5)
+    found.sum().backward()
+    assert logits_NP.grad is not None
+    assert logits_NP.grad[:3].abs().amax(1).min() > 0.01
+    assert not logits_NP.grad[3:].any()  # also no NaN
+
+
+def test_losses_of_the_pointer_by_hand() -> None:
+    """One referent on the left half of a picture whose last quarter is padding, logits 2 within and -1 outside."""
+    masks = torch.zeros(1, 32, 32, dtype=torch.bool)
+    masks[0, :24, :16] = True
+    batch = make_batch(masks)
+    batch.pixel_valid[:, 24:] = False
+    logits = torch.where(F.max_pool2d(masks.float(), 8) > 0, 2.0, -1.0)
+    logits[:, 3] = 5.0  # on padding: must not matter
+    found = criterion().of_pointer(logits, batch)
+    inside, outside = 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(1))
+    assert float(found.bce) == pytest.approx((-math.log(inside) - math.log(1 - outside)) / 2, abs=1e-5)
+    dice = 1 - (2 * 6 * inside + 1) / (6 * inside + 6 * outside + 6 + 1)
+    assert float(found.dice) == pytest.approx(dice, abs=1e-5)
+    assert float(found.choice) == pytest.approx(0, abs=1e-6)
+    weights = LossConfig()
+    total = weights.bce_weight * found.bce + weights.dice_weight * found.dice
+    assert float(found.total) == pytest.approx(float(total), abs=1e-5)
 
 
 def test_uncertain_points_lie_where_logits_are_near_zero() -> None:
@@ -205,6 +253,10 @@ def test_uncertain_points_lie_where_logits_are_near_zero() -> None:
     assert 0.1 < float((from_zero[750:] < 0.1).float().mean()) < 0.3  # the rest is uniform: 0.2
     everywhere = points.uncertain(logits_NYX, torch.ones(1, 2), 1000, oversample=4.0, importance=0.0)
     assert 0.1 < float(((everywhere[0, :, 0] - 0.3).abs() < 0.1).float().mean()) < 0.3
+
+
+def all_of(losses: Losses) -> Tensor:
+    return torch.stack([losses.total, losses.class_, losses.bce, losses.dice, losses.choice])
 
 
 def make_batch(masks: Tensor) -> Batch:

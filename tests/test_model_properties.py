@@ -34,6 +34,8 @@ CONFIG = ModelConfig(
     ffn_dim=64,
     encoder_layers=2,
     encoder_ffn_dim=64,
+    mix_levels=True,
+    pointer=True,
 )
 WORDS = [
     "red cup",

@@ -86,8 +86,12 @@ class ModelConfig:
     """Sampling points per head and level. Original: 4."""
     position_in_features: bool = True
     """The sine position is added to the features before the early fusion. False reproduces the original."""
+    mix_levels: bool = False
+    """Before the words come in, each level of the picture's features becomes the mean of all levels. Original: no."""
     dense_head: bool = False
     """In training, a 1x1 convolution on the stride-8 features predicts the referent by itself. Original: no."""
+    pointer: bool = False
+    """A head on the fused stride-8 features says of each cell whether the words mean it. Original: no."""
     short_side: int = 480
     """Pictures are resized so that their shorter side has this many pixels. Original: 480."""
     max_side: int = 1333
@@ -147,7 +151,9 @@ class LossConfig:
     bce_weight: float = 5.0
     dice_weight: float = 5.0
     dense_weight: float = 1.0
-    """Of the dense head's BCE and dice, beside those of the blocks. Only with `model.dense_head`."""
+    """Of the dense head's and the pointer's losses, beside those of the blocks. Only with such a head."""
+    choice_weight: float = 5.0
+    """Of the cross-entropy over the referents in one picture, each by the pointer's mean logit within its mask."""
     no_object: float = 0.1
     """Weight of the no-object class in the class loss."""
     points: int = 12_544
@@ -164,6 +170,9 @@ class TrainConfig:
 
     steps: int = 100_000
     """Optimiser steps. Original: 100,000."""
+    words_first: int = 0
+    """In the first so many of them, only what comes before the pointer is run and trained: the backbone, the text tower
+    and the early fusion, at a third of the time. Then the schedule begins anew. Needs `model.pointer`."""
     lr: float = 1e-4
     """AdamW's learning rate. Original: 1e-4."""
     backbone_lr_scale: float = 0.1

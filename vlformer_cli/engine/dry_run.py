@@ -33,10 +33,14 @@ def dry_run(config: Config) -> str:
     stepper, initialisation = build_stepper(config, ALONE)
     assert initialisation is not None
     batches, where = _batches(config)
-    _time(stepper, 0, batches)
-    seconds = statistics.median(_time(stepper, step, batches) for step in range(1, STEPS + 1))
+    first = config.train.words_first
+    before = _seconds(stepper, 0, batches) if first else 0.0
+    seconds = _seconds(stepper, first, batches)
     expressions = sum(len(batch.samples) for batch in batches)
-    total = config.train.steps * seconds
+    total = first * before + (config.train.steps - first) * seconds
+    words_first = (
+        [f"a step while words come first: {before:.2f} s, {expressions / before:.1f} expressions/s"] if first else []
+    )
     return "\n".join(
         [
             yaml.safe_dump(to_tree(config), sort_keys=False),
@@ -45,10 +49,17 @@ def dry_run(config: Config) -> str:
             _state_line(stepper),
             f"a step, on {where}: {len(batches)} forward(s), {sum(len(b.images) for b in batches)} pictures, "
             f"{expressions} expressions: {seconds:.2f} s, {expressions / seconds:.1f} expressions/s, {stepper.device}",
+            *words_first,
             f"peak memory: {memory_used(stepper.device)}",
             f"all {config.train.steps} steps in one such process, without evaluations: {duration(total)}",
         ]
     )
+
+
+def _seconds(stepper: Stepper, first: int, batches: tuple[Batch, ...]) -> float:
+    """Of a step, from step `first` on."""
+    _time(stepper, first, batches)
+    return statistics.median(_time(stepper, step, batches) for step in range(first + 1, first + STEPS + 1))
 
 
 def _time(stepper: Stepper, step: int, batches: tuple[Batch, ...]) -> float:

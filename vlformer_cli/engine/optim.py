@@ -41,7 +41,7 @@ def _without_decay(model: VLFormer) -> list[nn.Parameter]:
 
 
 class Schedule:
-    """The factor of the learning rate at a step: linear warm-up, then steps or a cosine."""
+    """The factor of the learning rate at a step: linear warm-up, then steps or a cosine; anew after `words_first`."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
@@ -49,10 +49,12 @@ class Schedule:
     def scale(self, step: int) -> float:
         """The factor at `step` (from 0)."""
         config = self.config
+        steps = config.words_first if step < config.words_first else config.steps - config.words_first
+        step -= 0 if step < config.words_first else config.words_first
         warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
         if config.schedule == "step":
-            return warm * 0.1 ** sum(step >= at * config.steps for at in config.drop_at)
-        progress = min(1.0, step / config.steps)
+            return warm * 0.1 ** sum(step >= at * steps for at in config.drop_at)
+        progress = min(1.0, step / steps)
         cosine = 0.5 * (1 + math.cos(math.pi * progress))
         return warm * (config.final_lr_scale + (1 - config.final_lr_scale) * cosine)
 

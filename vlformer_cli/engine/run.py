@@ -129,14 +129,12 @@ class Run:
             self.cut
         )
         notes += [f"best {self.best_text}"] * bool(self.best_text)
-        losses = {"loss": result.total, "class": result.class_, "bce": result.bce, "dice": result.dice}
-        return Now(self.step, losses, self._lr(), self.expressions, memory_used(self.device), ", ".join(notes))
+        return Now(self.step, result.losses, self._lr(), self.expressions, memory_used(self.device), ", ".join(notes))
 
     def log_step(self, result: StepResult, rate: float) -> None:
         """A row of losses."""
-        losses = {"loss": result.total, "class": result.class_, "bce": result.bce, "dice": result.dice}
         rest = {"lr": self._lr(), "gradient_norm": result.gradient_norm, "expressions_per_second": round(rate, 2)}
-        self._write({name: _finite(value) for name, value in {**losses, **rest}.items()})
+        self._write({name: _finite(value) for name, value in {**result.losses, **rest}.items()})
 
     def draw_curves(self) -> None:
         """`curves.png`, from all of `metrics.jsonl`."""
@@ -146,10 +144,13 @@ class Run:
             self._try(lambda: write_atomically(path, lambda partial: save_curves(rows, partial, title)))
 
     def evaluate(self) -> float:
-        """Writes the weights for use, evaluates them, keeps the best; returns the seconds that took."""
+        """Writes the weights for use, evaluates them, keeps the best; returns the seconds that took.
+
+        While words come first, most of the model is not trained, and there is nothing to evaluate.
+        """
         began = time.monotonic()
         self.save_for_use()
-        if self.val is not None:
+        if self.val is not None and self.step > self.config.train.words_first:
             predictor, limit = Predictor(self.best_weights, self.config.model), self.config.train.eval_samples
             found = evaluate(predictor, self.val, limit=limit, title="val", world=self.world)
             if self._is_best(float(getattr(found.summary, self.config.train.best_by))):
@@ -159,7 +160,7 @@ class Run:
 
     def catch_up(self) -> None:
         """After a resume: the evaluation that came after the checkpoint was written, from the log or done now."""
-        if self.step == 0 or not self.due(self.config.train.eval_every):
+        if self.step <= self.config.train.words_first or not self.due(self.config.train.eval_every):
             return
         rows = read_rows(self.output / "metrics.jsonl", up_to=self.step) if self.world.is_first else []
         known = [row["val"] for row in rows if row["step"] == self.step and "val" in row]

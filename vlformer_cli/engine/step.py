@@ -17,7 +17,7 @@ from vlformer_cli.engine.distributed import World
 from vlformer_cli.engine.optim import Schedule
 from vlformer_cli.loss.criterion import Counts, Criterion, Losses
 from vlformer_cli.model.vlformer import VLFormer
-from vlformer_cli.types import Batch
+from vlformer_cli.types import Batch, VLFormerError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -30,13 +30,19 @@ class StepResult:
     class_: float
     bce: float
     dice: float
+    choice: float
     gradient_norm: float
     """Before clipping."""
 
     @property
     def is_finite(self) -> bool:
         """Whether the losses are."""
-        return all(math.isfinite(value) for value in (self.total, self.class_, self.bce, self.dice))
+        return all(math.isfinite(value) for value in self.losses.values())
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """By the names that logs use."""
+        return {"loss": self.total, "class": self.class_, "bce": self.bce, "dice": self.dice, "choice": self.choice}
 
 
 class Objective(nn.Module):
@@ -46,13 +52,17 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.criterion = model, criterion
         self.device_type, self.dtype = device_type, DTYPES[precision]
+        self.points_only = False
+        """The pointer and what comes before it are run, and nothing else."""
 
     def forward(self, batch: Batch, counts: Counts) -> Tensor:
-        """Four numbers, the fields of `Losses`: this batch's part of the step's losses."""
+        """Five numbers, the fields of `Losses`: this batch's part of the step's losses."""
+        inputs = (batch.images, batch.pixel_valid, batch.tokens, batch.image_index)
         with torch.autocast(self.device_type, self.dtype, enabled=self.dtype != torch.float32):
-            output = self.model(batch.images, batch.pixel_valid, batch.tokens, batch.image_index)
-        losses: Losses = self.criterion(output, batch, counts)
-        return torch.stack([losses.total, losses.class_, losses.bce, losses.dice])
+            output = self.model.point(*inputs) if self.points_only else self.model(*inputs)
+        judge = self.criterion.of_pointer if self.points_only else self.criterion
+        losses: Losses = judge(output, batch, counts)
+        return torch.stack([losses.total, losses.class_, losses.bce, losses.dice, losses.choice])
 
 
 class Stepper:
@@ -72,16 +82,27 @@ class Stepper:
         self.model, self.optimizer, self.average, self.config = model, optimizer, average, config
         self.world, self.device, self.schedule = world, device, Schedule(config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-        self.objective: nn.Module = Objective(
-            model=model, criterion=criterion, device_type=device.type, precision=config.precision
-        )
-        if world.size > 1:
-            self.objective = DistributedDataParallel(
-                self.objective,
-                device_ids=[device] if device.type == "cuda" else None,
-                # with no_sync a static graph drops gradients (pytorch pull request 187732)
-                static_graph=config.accumulate == 1,
+        self._plain = Objective(model=model, criterion=criterion, device_type=device.type, precision=config.precision)
+        if config.words_first and model.pixel_decoder.pointer is None:
+            raise VLFormerError(
+                f"train.words_first is {config.words_first}, and there is no pointer: set model.pointer"
             )
+        self._after_pointer = [p for p in model.after_pointer() if p.requires_grad]
+        self.objective = self._arranged(points_only=False)
+
+    def _arranged(self, *, points_only: bool) -> nn.Module:
+        """The objective for a stage of the training. What it does not run gets no gradient, and DDP may know."""
+        self._plain.points_only = points_only
+        for parameter in self._after_pointer:
+            parameter.requires_grad_(not points_only)
+        if self.world.size == 1:
+            return self._plain
+        return DistributedDataParallel(
+            self._plain,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            # with no_sync a static graph drops gradients (pytorch pull request 187732)
+            static_graph=self.config.accumulate == 1,
+        )
 
     @property
     def may_overflow(self) -> bool:
@@ -90,11 +111,14 @@ class Stepper:
 
     def take(self, step: int, batches: Sequence[Batch], counts: Counts) -> StepResult:
         """Step `step` (from 0). `counts` are those of the whole step, over all processes."""
+        points_only = step < self.config.words_first
+        if points_only != self._plain.points_only:
+            self.objective = self._arranged(points_only=points_only)
         self.objective.train()
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * self.schedule.scale(step)
         self.optimizer.zero_grad(set_to_none=True)
-        parts = torch.zeros(4, device=self.device)
+        parts = torch.zeros(5, device=self.device)
         for number, batch in enumerate(batches, 1):
             with self._talking(number == len(batches)):
                 losses = self.objective(batch.to(self.device), counts)
@@ -103,8 +127,8 @@ class Stepper:
             parts += losses.detach()
         self.scaler.unscale_(self.optimizer)
         norm = float(nn.utils.clip_grad_norm_(self._trained(), self.config.clip or math.inf))
-        total, class_, bce, dice = self.world.sum(parts.tolist())
-        result = StepResult(total, class_, bce, dice, norm)
+        total, class_, bce, dice, choice = self.world.sum(parts.tolist())
+        result = StepResult(total, class_, bce, dice, choice, norm)
         self._apply(result)
         return result
 

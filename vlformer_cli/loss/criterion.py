@@ -5,6 +5,7 @@ Letters: N expressions, Q queries, K points, Y X cells, H W pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,15 +17,19 @@ from vlformer_cli.loss.matcher import NO_OBJECT, REFERENT, CostWeights, dice_los
 from vlformer_cli.loss.points import StepPoints, read_points
 from vlformer_cli.types import Batch, Prediction, VLFormerOutput
 
+SAME = 1e-4  # squared distance of two referents' covers, as a part of their squares, below which they are one
+
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Scalars, summed over the blocks (and the dense head, times its weight), before their weights, except `total`."""
+    """Scalars before their weights, except `total`: sums over blocks, and over heads on features times their weight."""
 
     total: Tensor
     class_: Tensor
     bce: Tensor
     dice: Tensor
+    choice: Tensor
+    """Which of the picture's referents is meant, as the pointer sees it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +73,14 @@ class Criterion(nn.Module):
         *,
         weights: CostWeights,
         dense_weight: float,
+        choice_weight: float,
         no_object: float,
         points: int,
         oversample: float,
         importance: float,
     ) -> None:
         super().__init__()
-        self.dense_weight = dense_weight
+        self.dense_weight, self.choice_weight = dense_weight, choice_weight
         self.weights, self.points, self.oversample, self.importance = weights, points, oversample, importance
         self.register_buffer("class_weights", torch.tensor([1.0, no_object]), persistent=False)
 
@@ -84,20 +90,43 @@ class Criterion(nn.Module):
         Expressions that mean nothing add to the class loss alone.
         """
         counts = counts or Counts.of(batch)
-        truth = Truth(
-            masks_NHW=batch.masks.float(),
-            meant_N=batch.masks.flatten(1).any(1),
-            extent_N2=valid_extent(batch.pixel_valid)[batch.image_index],
-            points=StepPoints(batch.draw, batch.slots),
-        )
+        truth = Truth.of(batch)
         last = Prediction(output.class_logits, output.mask_logits)
         parts = [self._block(p, truth, counts) for p in (*output.earlier, last)]
         class_, bce, dice = (torch.stack(part).sum() for part in zip(*parts, strict=True))
         if output.dense_logits is not None:
             dense_bce, dense_dice = self._mask_losses(output.dense_logits.float(), truth, counts)
             bce, dice = bce + self.dense_weight * dense_bce, dice + self.dense_weight * dense_dice
-        total = self.weights.class_ * class_ + self.weights.bce * bce + self.weights.dice * dice
-        return Losses(total, class_, bce, dice)
+        if output.pointed_logits is None:
+            return self._weighted(class_, bce, dice, torch.zeros_like(bce))
+        pointed = self._pointer_losses(output.pointed_logits.float(), truth, counts)
+        return self._weighted(class_, bce + pointed[0], dice + pointed[1], pointed[2])
+
+    def of_pointer(self, logits_NYX: Tensor, batch: Batch, counts: Counts | None = None) -> Losses:
+        """The losses of the pointer alone."""
+        bce, dice, choice = self._pointer_losses(logits_NYX.float(), Truth.of(batch), counts or Counts.of(batch))
+        return self._weighted(torch.zeros_like(bce), bce, dice, choice)
+
+    def _weighted(self, class_: Tensor, bce: Tensor, dice: Tensor, choice: Tensor) -> Losses:
+        weights = self.weights
+        total = weights.class_ * class_ + weights.bce * bce + weights.dice * dice + self.choice_weight * choice
+        return Losses(total, class_, bce, dice, choice)
+
+    def _pointer_losses(self, logits_NYX: Tensor, truth: Truth, counts: Counts) -> tuple[Tensor, Tensor, Tensor]:
+        """BCE, dice and choice, over all cells: they are few. A cell's truth is how much of it the referent covers."""
+        grid = (logits_NYX.shape[-2], logits_NYX.shape[-1])
+        cover_NP = F.adaptive_avg_pool2d(truth.masks_NHW[:, None], grid).flatten(1)
+        valid_NP = F.adaptive_max_pool2d(truth.valid_NHW[:, None].float(), grid).flatten(1)
+        logits_NP = logits_NYX.flatten(1)
+        bce_NP = F.binary_cross_entropy_with_logits(logits_NP, cover_NP, reduction="none")
+        each = (
+            (bce_NP * valid_NP).sum(1) / valid_NP.sum(1),
+            dice_loss(logits_NP.masked_fill(valid_NP == 0, -math.inf), cover_NP),
+            choice_loss(logits_NP, cover_NP, truth.image_index_N),
+        )
+        share_N = self.dense_weight * truth.meant_N / counts.meant.clamp(min=1)
+        bce, dice, choice = ((loss_N * share_N).sum() for loss_N in each)
+        return bce, dice, choice
 
     def _block(self, prediction: Prediction, truth: Truth, counts: Counts) -> tuple[Tensor, Tensor, Tensor]:
         """Class, BCE and dice loss of one block's predictions."""
@@ -140,7 +169,41 @@ class Truth:
     masks_NHW: Tensor
     meant_N: Tensor
     extent_N2: Tensor
+    valid_NHW: Tensor
+    image_index_N: Tensor
     points: StepPoints
+
+    @classmethod
+    def of(cls, batch: Batch) -> Truth:
+        """That of a batch."""
+        return cls(
+            masks_NHW=batch.masks.float(),
+            meant_N=batch.masks.flatten(1).any(1),
+            extent_N2=valid_extent(batch.pixel_valid)[batch.image_index],
+            valid_NHW=batch.pixel_valid[batch.image_index],
+            image_index_N=batch.image_index,
+            points=StepPoints(batch.draw, batch.slots),
+        )
+
+
+def choice_loss(logits_NP: Tensor, cover_NP: Tensor, image_index_N: Tensor) -> Tensor:
+    """N: cross-entropy over the referents of the expressions about one picture, each by its mean logit within its mask.
+
+    It is about which words make the difference, where a mask's own loss is mostly about what is background. 0 for an
+    expression that means nothing, or whose referent is the only one. `cover_NP`: how much of a cell is the referent's.
+    """
+    area_N, square_N = cover_NP.sum(1), cover_NP.square().sum(1)
+    mean_NN = logits_NP @ (cover_NP / area_N.clamp(min=1e-6)[:, None]).T
+    itself_NN = torch.eye(len(area_N), dtype=torch.bool, device=area_N.device)
+    means_NN = (area_N[:, None] > 0) & (area_N > 0)
+    rival_NN = (image_index_N[:, None] == image_index_N) & means_NN | itself_NN
+    distance_NN = square_N[:, None] + square_N - 2 * cover_NP @ cover_NP.T
+    same_NN = rival_NN & (distance_NN <= SAME * (square_N[:, None] + square_N)) | itself_NN
+    # several expressions with one referent make one rival and not several
+    share_NN = mean_NN - same_NN.sum(1).log()
+    everyone_N = share_NN.masked_fill(~rival_NN, -math.inf).logsumexp(1)
+    meant_N = share_NN.masked_fill(~same_NN, -math.inf).logsumexp(1)
+    return everyone_N - meant_N
 
 
 def valid_extent(pixel_valid_BHW: Tensor) -> Tensor:

@@ -17,7 +17,14 @@ from vlformer_cli.model.attention import Attention, FeedForward
 from vlformer_cli.model.backbone import STRIDES, Backbone
 from vlformer_cli.model.decoder import Decoder, Heads
 from vlformer_cli.model.deform_attn import DeformableAttention
-from vlformer_cli.model.pixel_decoder import EarlyFusion, EncoderLayer, FinestLevel, PixelDecoder, ProjectedLevel
+from vlformer_cli.model.pixel_decoder import (
+    EarlyFusion,
+    EncoderLayer,
+    FinestLevel,
+    PixelDecoder,
+    Pointer,
+    ProjectedLevel,
+)
 from vlformer_cli.model.text_encoder import FactoredEmbedding, TextEncoder
 from vlformer_cli.model.vl_block import VLBlock
 from vlformer_cli.model.vlformer import VLFormer
@@ -199,8 +206,10 @@ def _pixel_decoder(config: ModelConfig, channels: tuple[int, ...]) -> PixelDecod
         encoder=encoder,
         to_mask=FinestLevel(channels=channels[0], dim=dim, mask_dim=config.mask_dim or dim),
         dense_head=nn.Conv2d(dim, 1, kernel_size=1) if config.dense_head else None,
+        pointer=Pointer(dim=dim) if config.pointer else None,
         dim=dim,
         add_position=config.position_in_features,
+        mix_levels=config.mix_levels,
     )
 
 

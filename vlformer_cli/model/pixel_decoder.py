@@ -97,6 +97,8 @@ class PixelFeatures:
     masks: MaskFeatures
     dense_logits: Tensor | None
     """NYX at stride 8: what the features alone say of the referent, before any query; in training only."""
+    pointed_logits: Tensor | None
+    """NYX at stride 8: what the pointer says; in training only."""
 
     def to(self, dtype: torch.dtype) -> PixelFeatures:
         """With levels and mask features of this type."""
@@ -115,16 +117,21 @@ class PixelDecoder(nn.Module):
         encoder: Sequence[nn.Module],
         to_mask: FinestLevel,
         dense_head: nn.Module | None,
+        pointer: Pointer | None,
         dim: int,
         add_position: bool,
+        mix_levels: bool,
     ) -> None:
         """`inputs`: for strides 8, 16, 32. `add_position`: the sine position is part of the features from the start.
 
+        `mix_levels`: before the words come in, each level becomes the mean of all, so that what the words multiply
+        holds the fine levels' colours and the coarse levels' kinds at once.
         `dense_head`: from D channels to one, for a loss that teaches the features directly.
         """
         super().__init__()
         self.inputs, self.fusion, self.encoder = nn.ModuleList(inputs), fusion, nn.ModuleList(encoder)
-        self.to_mask, self.dense_head, self.dim, self.add_position = to_mask, dense_head, dim, add_position
+        self.to_mask, self.dense_head, self.pointer = to_mask, dense_head, pointer
+        self.dim, self.add_position, self.mix_levels = dim, add_position, mix_levels
         self.level_embed = nn.Parameter(torch.randn(len(self.inputs), dim))
 
     def look(self, features: Sequence[Tensor], pixel_valid_BHW: Tensor) -> ImageFeatures:
@@ -134,6 +141,8 @@ class PixelDecoder(nn.Module):
         projected = [layer(x, valid) for layer, x, valid in zip(self.inputs, features[1:], valids, strict=True)]
         if self.add_position:
             projected = [x + position * v[:, None] for x, position, v in zip(projected, positions, valids, strict=True)]
+        if self.mix_levels:
+            projected = mixed(projected, valids)
         levels = tuple(_flat([x]) for x in projected)
         return ImageFeatures(
             levels=levels,
@@ -147,7 +156,7 @@ class PixelDecoder(nn.Module):
 
     def forward(self, seen: ImageFeatures, words: Words, image_index_N: Tensor) -> PixelFeatures:
         """The part that needs the words, for each expression."""
-        x_NSD = self.fusion(seen.levels, seen.queries, words, image_index_N)
+        x_NSD = fused_NSD = self.fusion(seen.levels, seen.queries, words, image_index_N)
         place_SL2 = cell_places(seen.shapes, STRIDES[1:], x_NSD.device)
         pad_NS = per_expression(~torch.cat([valid.flatten(1) for valid in seen.valids], 1), image_index_N)
         level_position_NSD = per_expression(seen.level_position, image_index_N)
@@ -162,7 +171,36 @@ class PixelDecoder(nn.Module):
             pads=tuple(~per_expression(v, image_index_N) for v in reversed(seen.valids)),
             masks=masks,
             dense_logits=dense_logits,
+            pointed_logits=self._pointed(fused_NSD, seen.shapes) if self.training else None,
         )
+
+    def point(self, seen: ImageFeatures, words: Words, image_index_N: Tensor) -> Tensor:
+        """NYX at stride 8: what the pointer says, without running what comes after it."""
+        fused_NSD = self.fusion(seen.levels, seen.queries, words, image_index_N)
+        logits_NYX = self._pointed(fused_NSD, seen.shapes)
+        assert logits_NYX is not None, "there is no pointer"
+        return logits_NYX
+
+    def _pointed(self, fused_NSD: Tensor, shapes: LevelShapes) -> Tensor | None:
+        if self.pointer is None:
+            return None
+        height, width = shapes[0]
+        logits_NS: Tensor = self.pointer(fused_NSD[:, : height * width])
+        return logits_NS.unflatten(1, (height, width))
+
+
+class Pointer(nn.Module):
+    """Says of each cell whether the words mean it: a norm, a hidden layer with a residual, a logit."""
+
+    def __init__(self, *, dim: int) -> None:
+        super().__init__()
+        self.norm, self.expand, self.contract = nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.Linear(2 * dim, dim)
+        self.out = nn.Linear(dim, 1)
+
+    def forward(self, fused_NPD: Tensor) -> Tensor:
+        """NP."""
+        x_NPD = self.norm(fused_NPD)
+        return self.out(x_NPD + self.contract(F.relu(self.expand(x_NPD))))[..., 0]
 
 
 class ProjectedLevel(nn.Module):
@@ -257,6 +295,25 @@ class FinestLevel(nn.Module):
         smooth_NMYX = self.smooth_norm(self.smooth(_on_picture(merged_NMYX, valid4_NYX)), valid4_NYX)
         assert self.out.bias is not None
         return MaskFeatures(F.relu(smooth_NMYX, inplace=True), self.out.weight.flatten(1), self.out.bias)
+
+
+def mixed(levels: Sequence[Tensor], valids: Sequence[Tensor]) -> list[Tensor]:
+    """Each level BDYX (strides 8, 16, 32) as the mean of all on its grid; padding has no weight and stays 0."""
+    means = []
+    for valid in valids:
+        size = (valid.shape[-2], valid.shape[-1])
+        parts = [_on_grid(x, own, size) for x, own in zip(levels, valids, strict=True)]
+        means.append(_on_picture(torch.stack(parts).mean(0), valid))
+    return means
+
+
+def _on_grid(x_BDYX: Tensor, valid_BYX: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear to a finer grid, the mean of valid cells to a coarser one."""
+    if size[0] >= x_BDYX.shape[-2]:
+        return upsample_valid(x_BDYX, valid_BYX, size)
+    step = x_BDYX.shape[-2] // size[0]
+    share_B1YX = F.avg_pool2d(valid_BYX[:, None].to(x_BDYX.dtype), step)
+    return F.avg_pool2d(x_BDYX, step) / share_B1YX.clamp(min=1e-6)
 
 
 def _on_picture(x_NCYX: Tensor, valid_NYX: Tensor) -> Tensor:

@@ -48,3 +48,13 @@ class VLFormer(nn.Module):
         words = self.text_encoder(token_NT)
         pixels = self.pixel_decoder(seen, words, image_index_N)
         return self.decoder(pixels, words)
+
+    def point(self, images_BCHW: Tensor, pixel_valid_BHW: Tensor, token_NT: Tensor, image_index_N: Tensor) -> Tensor:
+        """NYX logits at stride 8 of the pointer alone; takes what `forward` takes."""
+        seen = self.look(images_BCHW, pixel_valid_BHW)
+        return self.pixel_decoder.point(seen, self.text_encoder(token_NT), image_index_N)
+
+    def after_pointer(self) -> list[nn.Parameter]:
+        """The parameters that `point` does not run."""
+        before = ("backbone.", "text_encoder.", *(f"pixel_decoder.{part}." for part in ("inputs", "fusion", "pointer")))
+        return [parameter for name, parameter in self.named_parameters() if not name.startswith(before)]

@@ -21,7 +21,7 @@ def save_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> No
     figure.suptitle(title, fontsize=11)
     (losses, parts), (rate, metrics) = figure.subplots(2, 2)
     _draw(losses, train, {"loss": lambda row: row["loss"]}, "total loss", smooth=True)
-    named = {name: _reader(name) for name in ("class", "bce", "dice")}
+    named = {name: _reader(name) for name in ("class", "bce", "dice", "choice")}
     _draw(parts, train, named, "its parts, before their weights", smooth=True)
     _draw(rate, train, {"lr": lambda row: row["lr"]}, "learning rate")
     _draw(metrics, val, _VALIDATION, f"validation, percent ({val[0]['val']['data'] if val else 'none'})")
@@ -29,7 +29,7 @@ def save_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> No
 
 
 def _reader(name: str) -> Any:
-    return lambda row: row[name]
+    return lambda row: row.get(name)
 
 
 _VALIDATION = {

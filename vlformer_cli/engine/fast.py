@@ -6,9 +6,11 @@ Letters: B images, C channels, H W pixels.
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from vlformer_cli.model.backbone import Backbone
@@ -19,6 +21,8 @@ from vlformer_cli.types import VLFormerError, VLFormerOutput
 
 TOLERANCE = 1e-4
 """How far a folded backbone's features may be from the original's, as a part of their largest value."""
+ONEDNN = ("expand", "contract", "value_proj", "out_proj")
+"""Linear layers of the encoder that oneDNN computes in float32; the others are called by their weights."""
 CELLS_AT_ONCE = 8_000
 """Cells of all levels and expressions in one forward on a CPU. More fall out of its caches, and tensors above 32 MB
 come from the system page by page: eight expressions at 480 x 640 take 1.1 to 1.4 times as long at once as in turn."""
@@ -76,7 +80,51 @@ def for_prediction(model: VLFormer, precision: str = "fp32") -> Fast:
     fold_batch_norms(fast.backbone)
     for part in (fast.backbone.net, fast.pixel_decoder):
         part.to(memory_format=torch.channels_last)
+    if precision == "fp32" and OneDnnLinear.is_there():
+        for layer in fast.pixel_decoder.encoder:
+            _use_onednn(layer)
     return Fast(fast, precision)
+
+
+class OneDnnLinear(nn.Module):
+    """A linear layer by oneDNN, which takes a fifth less time in float32 than MKL does on AMD's CPUs. No gradients.
+
+    The operator is the one that torch.compile uses; it is not part of torch's public interface, so that `is_there`
+    tries it first and compares.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, x_NPD: Tensor) -> Tensor:
+        """As `nn.Linear`."""
+        if x_NPD.device.type != "cpu" or x_NPD.dtype != torch.float32:
+            return F.linear(x_NPD, self.weight, self.bias)
+        return _onednn_linear(x_NPD, self.weight, self.bias)
+
+    @staticmethod
+    @torch.no_grad()
+    def is_there() -> bool:
+        """Whether this torch has the operator, and it computes what `nn.Linear` does."""
+        shapes = ((2, 3, 4), (5, 4), (5,))
+        x, weight, bias = (torch.linspace(-1, 1, math.prod(shape)).reshape(shape) for shape in shapes)
+        try:
+            return torch.allclose(_onednn_linear(x, weight, bias), F.linear(x, weight, bias), atol=1e-5)
+        except (AttributeError, RuntimeError, TypeError):
+            return False
+
+
+def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return y
+
+
+def _use_onednn(parent: nn.Module) -> None:
+    for name, child in list(parent.named_children()):
+        if type(child) is nn.Linear and name in ONEDNN:
+            setattr(parent, name, OneDnnLinear(child))
+        _use_onednn(child)
 
 
 @torch.no_grad()

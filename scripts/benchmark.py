@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -37,7 +36,7 @@ from vlformer_cli.data.build import open_split  # noqa: E402
 from vlformer_cli.data.rle import encode_mask  # noqa: E402
 from vlformer_cli.data.store import PreparedWriter  # noqa: E402
 from vlformer_cli.engine.build import build_stepper  # noqa: E402
-from vlformer_cli.engine.device import set_threads  # noqa: E402
+from vlformer_cli.engine.device import keep_freed_memory, set_threads  # noqa: E402
 from vlformer_cli.engine.distributed import ALONE  # noqa: E402
 from vlformer_cli.engine.evaluate import evaluate  # noqa: E402
 from vlformer_cli.engine.fast import for_prediction  # noqa: E402
@@ -46,6 +45,7 @@ from vlformer_cli.model.build import build_model  # noqa: E402
 from vlformer_cli.types import Ref  # noqa: E402
 
 HEIGHT, WIDTH = 480, 640
+RANDOM = ("model.backbone.weights=none", "model.text.weights=none")
 PER_IMAGE = {"train": 5, "eval": 7}  # expressions about a picture
 ORIGINAL = {"1": 0.60, "8": 0.60 * 7.1 / 0.90, "train": 0.60 * 2.8 / 0.90, "eval": 0.60}
 """The original's times as parts of Mask2Former's forward: one and eight expressions, a trained and an evaluated one."""
@@ -69,8 +69,11 @@ def timed(work: Callable[[], object], per: int = 1) -> float:
     return (time.perf_counter() - began) / per
 
 
-def peer() -> Variant:
-    """One forward of Mask2Former R50, 100 queries, 9 decoder layers, as published; without post-processing."""
+def answer_as_peer() -> None:
+    """For each line of stdin the seconds of one forward of Mask2Former R50 with 100 queries and 9 decoder layers.
+
+    As published, without post-processing.
+    """
     backbone = transformers.ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
     config = transformers.Mask2FormerConfig(backbone_config=backbone)
     model = transformers.Mask2FormerForUniversalSegmentation(config).eval()
@@ -80,7 +83,26 @@ def peer() -> Variant:
         with torch.inference_mode():
             model(pixels)
 
-    return Variant("peer: Mask2Former R50, forward", lambda: timed(forward))
+    for _ in sys.stdin:
+        print(timed(forward), flush=True)
+
+
+def peer(threads: int) -> Variant:
+    """The peer in a process of its own, as anyone would run it: ours is told to keep the memory that it frees."""
+    command = [sys.executable, __file__, "--peer", "--threads", str(threads)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    ask, answers = process.stdin, process.stdout
+
+    def round_of_it() -> float:
+        ask.write("go\n")
+        ask.flush()
+        return float(answers.readline())
+
+    return Variant("peer: Mask2Former R50, forward", round_of_it)
 
 
 def predictions(
@@ -110,7 +132,7 @@ def trainings() -> list[Variant]:
     """Seconds of an optimiser step per expression, five about one picture."""
     variants = []
     for precision in ("fp32", "bf16"):
-        loaded = load_config(ROOT / "configs/vlformer-r50.yaml")
+        loaded = load_config(ROOT / "configs/vlformer-r50.yaml", RANDOM)
         train = replace(loaded.train, precision=precision, device="cpu", threads=torch.get_num_threads())
         config = Config(model=loaded.model, data=DataConfig(train=()), train=train)
         stepper, _ = build_stepper(config, ALONE)
@@ -171,14 +193,18 @@ def peak_memory(precision: str, threads: int) -> float:
 
 def predict_and_say_memory(precision: str) -> None:
     loaded = load_config(ROOT / "configs/vlformer-r50.yaml").model
-    predictor = Predictor(for_prediction(build_model(loaded, pretrained=False), precision), loaded)
+    model = build_model(loaded, pretrained=False)
+    predictor = Predictor(for_prediction(model, precision, keep=False), loaded)
+    del model
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     predictor.predict(image, [expression(rng) for _ in range(8)])
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    # not getrusage's: across fork and exec that one keeps what the process that started this one had needed
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    print(int(status.split("VmHWM:")[1].split()[0]) * 1024)
 
 
-def variants_of(only: list[str], folder: Path) -> list[Variant]:
+def variants_of(only: list[str], folder: Path, threads: int) -> list[Variant]:
     part = {"fp32": 1.8, "bf16": 3.5}, {"fp32": 3.0, "bf16": 6.0}
     goals = {(p, 1): ORIGINAL["1"] / part[0][p] for p in part[0]} | {
         (p, 8): ORIGINAL["8"] / part[1][p] for p in part[1]
@@ -192,7 +218,7 @@ def variants_of(only: list[str], folder: Path) -> list[Variant]:
         "tiny": lambda: predictions(tiny, (256, 256), seconds, absolute=True),
     }
     chosen = [build() for name, build in groups.items() if not only or name in only]
-    return [peer(), *(variant for group in chosen for variant in group)]
+    return [peer(threads), *(variant for group in chosen for variant in group)]
 
 
 def report(variants: list[Variant], times: dict[str, list[float]]) -> list[str]:
@@ -214,13 +240,18 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], choices=["predict", "train", "eval", "tiny", "memory"])
     parser.add_argument("--output", type=Path)
     parser.add_argument("--memory", help=argparse.SUPPRESS)
+    parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     set_threads(args.threads)
+    if args.peer:
+        answer_as_peer()
+        return
+    keep_freed_memory()
     if args.memory:
         predict_and_say_memory(args.memory)
         return
     with tempfile.TemporaryDirectory() as folder:
-        variants = variants_of(args.only, Path(folder))
+        variants = variants_of(args.only, Path(folder), args.threads)
         times: dict[str, list[float]] = {variant.name: [] for variant in variants}
         for repeat in range(args.repeats + 1):
             for variant in variants:

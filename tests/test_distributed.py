@@ -79,6 +79,15 @@ def test_two_processes_give_the_losses_of_one_whoever_starts_them(
     assert weights_of(tmp_path / "torchrun/model.safetensors") == same
 
 
+def test_two_processes_whose_words_come_first(job: Config, tmp_path: Path) -> None:
+    model = replace(job.model, pointer=True, mix_levels=True)
+    staged = replace(job, model=model, train=replace(job.train, words_first=8))
+    train(staged, tmp_path / "one")
+    code, said = finish(start(write_config(staged, tmp_path / "config.yaml"), tmp_path / "two", "--gpus", "2"))
+    assert code == 0, said
+    assert_same_numbers(tmp_path / "two", tmp_path / "one")
+
+
 def test_accumulated_forwards_give_the_losses_of_one(job: Config, one_process: Path, tmp_path: Path) -> None:
     train(replace(job, train=replace(job.train, accumulate=2)), tmp_path / "two")
     assert_same_numbers(tmp_path / "two", one_process)

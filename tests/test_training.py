@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -46,6 +47,56 @@ def test_the_weights_for_use_are_the_moving_average(small_run: Config, tmp_path:
     (data, _) = loaded.manifest["data"]
     assert data["name"] == "scenes-seed7"
     assert len(data["splits"]["train"]["sha256"]) == 64
+
+
+def words_first(config: Config, steps: int) -> Config:
+    """The same run with a first stage of so many steps."""
+    model = replace(config.model, pointer=True, mix_levels=True)
+    return replace(config, model=model, train=replace(config.train, words_first=steps))
+
+
+def test_while_words_come_first_what_is_after_the_pointer_stays(small_run: Config, tmp_path: Path) -> None:
+    run = Run(words_first(small_run, 3), tmp_path / "run", ALONE, resume=False)
+    later = {id(parameter) for parameter in run.model.after_pointer()}
+    names = {name: id(parameter) in later for name, parameter in run.model.named_parameters()}
+    assert names["decoder.query_feat"]
+    assert not names["pixel_decoder.pointer.out.weight"]
+    assert not names["text_encoder.proj.weight"]
+    at = {0: deepcopy(run.model.state_dict())}
+    for batches, counts in batches_of(run):
+        result = run.take(batches, counts)
+        assert (result.class_ == 0) == (run.step <= 3)
+        assert result.choice >= 0
+        at[run.step] = deepcopy(run.model.state_dict())
+        if run.step == 4:
+            assert run.average is not None  # begun anew
+            torch.testing.assert_close(run.average.module.state_dict(), at[4], rtol=0, atol=0)
+    for name, is_later in names.items():
+        if "backbone" not in name:
+            assert torch.equal(at[0][name], at[3][name]) == is_later, name
+    assert all(not torch.equal(at[3][name], at[6][name]) for name in names if name.startswith("decoder.blocks.0"))
+    assert all(parameter.requires_grad for parameter in run.model.after_pointer())
+
+
+def test_words_first_without_a_pointer_is_refused(small_run: Config, tmp_path: Path) -> None:
+    config = replace(small_run, train=replace(small_run.train, words_first=3))
+    with pytest.raises(VLFormerError, match=r"train.words_first is 3, and there is no pointer: set model.pointer"):
+        Run(config, tmp_path / "run", ALONE, resume=False)
+
+
+@pytest.mark.parametrize("stop", [2, 3, 4])
+def test_a_run_resumed_around_the_end_of_the_first_stage(small_run: Config, tmp_path: Path, stop: int) -> None:
+    config = words_first(replace(small_run, train=replace(small_run.train, save_every=1, keep=9)), 3)
+    train(config, tmp_path / "whole")
+    parts = tmp_path / "parts"
+    shutil.copytree(tmp_path / "whole", parts)
+    for path in (parts / "checkpoints").iterdir():
+        if int(path.name.split("-")[1][:8]) > stop:
+            path.unlink()
+    train(config, parts, resume=True)
+    whole, again = (torch.load(run / "checkpoints/step-00000006.pt") for run in (tmp_path / "whole", parts))
+    for part in ("model", "average"):
+        torch.testing.assert_close(again[part], whole[part], rtol=0, atol=0)
 
 
 def test_moving_average_by_hand() -> None:

@@ -172,7 +172,7 @@ class TrainConfig:
     """Optimiser steps. Original: 100,000."""
     words_first: int = 0
     """In the first so many of them, only what comes before the pointer is run and trained: the backbone, the text tower
-    and the early fusion, at a third of the time. Then the schedule begins anew. Needs `model.pointer`."""
+    and the early fusion, at a third of the time. Then schedule and average begin anew. Needs `model.pointer`."""
     lr: float = 1e-4
     """AdamW's learning rate. Original: 1e-4."""
     backbone_lr_scale: float = 0.1

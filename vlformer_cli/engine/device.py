@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import sys
@@ -9,6 +10,8 @@ import sys
 import torch
 
 from vlformer_cli.types import VLFormerError
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def pick_device(name: str) -> torch.device:
@@ -39,6 +42,20 @@ def peak_resident() -> int:
     """The most bytes of main memory that this process has held."""
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2) counts in kilobytes, on macOS in bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def keep_freed_memory() -> None:
+    """glibc keeps what this process frees, for the next tensors. Elsewhere: nothing happens.
+
+    By itself it maps each block above 32 MB anew and gives it back, and the system clears it page by page: a fifth of
+    the time of a training step of vlformer-r50 on a CPU. See mallopt(3). Memory is held that other processes could use.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def set_threads(count: int) -> None:

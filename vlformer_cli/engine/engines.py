@@ -24,7 +24,7 @@ from torch import Tensor
 
 from vlformer_cli.config import ModelConfig, from_tree
 from vlformer_cli.engine.checkpoint import load_weights
-from vlformer_cli.engine.device import pick_device, usable_cores
+from vlformer_cli.engine.device import keep_freed_memory, pick_device, usable_cores
 from vlformer_cli.engine.fast import for_prediction
 from vlformer_cli.engine.predict import Engine
 from vlformer_cli.types import VLFormerError, VLFormerOutput, one_line
@@ -78,8 +78,9 @@ def open_engine(path: Path, device: str = "cpu", threads: int = 0, precision: st
     """
     opener = OPENERS.get(path.suffix)
     if opener is None:
+        keep_freed_memory()
         loaded = load_weights(path, pick_device(device))
-        return LoadedEngine(for_prediction(loaded.model, precision), loaded.config, (path,))
+        return LoadedEngine(for_prediction(loaded.model, precision, keep=False), loaded.config, (path,))
     if precision != "fp32":
         raise VLFormerError(f"{path} has a precision of its own: leave --precision {precision} out")
     if device not in ("auto", "cpu"):

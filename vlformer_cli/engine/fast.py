@@ -69,14 +69,15 @@ class Fast(nn.Module):
         return output
 
 
-def for_prediction(model: VLFormer, precision: str = "fp32") -> Fast:
+def for_prediction(model: VLFormer, precision: str = "fp32", *, keep: bool = True) -> Fast:
     """A copy in eval mode that gives the same: to rounding in float32, to masks' edges in bfloat16.
 
+    `keep` False: `model` itself is changed and used, which saves the memory of a second one.
     Raises VLFormerError for another precision.
     """
     if precision not in ("fp32", "bf16"):
         raise VLFormerError(f"precision is {precision!r}; it can be 'fp32' or 'bf16'")
-    fast = copy.deepcopy(model).eval().requires_grad_(False)
+    fast = (copy.deepcopy(model) if keep else model).eval().requires_grad_(False)
     fold_batch_norms(fast.backbone)
     for part in (fast.backbone.net, fast.pixel_decoder):
         part.to(memory_format=torch.channels_last)

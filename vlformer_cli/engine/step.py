@@ -114,6 +114,8 @@ class Stepper:
         points_only = step < self.config.words_first
         if points_only != self._plain.points_only:
             self.objective = self._arranged(points_only=points_only)
+        if self.average is not None and 0 < self.config.words_first == step:
+            self.average.n_averaged.zero_()  # its next update copies: of most parts it holds what was never trained
         self.objective.train()
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * self.schedule.scale(step)

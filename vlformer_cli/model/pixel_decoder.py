@@ -176,8 +176,9 @@ class PixelDecoder(nn.Module):
 
     def point(self, seen: ImageFeatures, words: Words, image_index_N: Tensor) -> Tensor:
         """NYX at stride 8: what the pointer says, without running what comes after it."""
-        fused_NSD = self.fusion(seen.levels, seen.queries, words, image_index_N)
-        logits_NYX = self._pointed(fused_NSD, seen.shapes)
+        cells = seen.levels[0].shape[1]
+        fused_NPD = self.fusion.scaled(0, seen.levels[0], seen.queries[0][:, :cells], words, image_index_N)
+        logits_NYX = self._pointed(fused_NPD, seen.shapes)
         assert logits_NYX is not None, "there is no pointer"
         return logits_NYX
 
@@ -234,12 +235,14 @@ class EarlyFusion(nn.Module):
         self, levels: Sequence[Tensor], queries: Sequence[Tensor], words: Words, image_index_N: Tensor
     ) -> Tensor:
         """NSD from BSD of each level and the `queries` of them."""
-        scaled = []
-        for attention, x_BSD, query_BSD in zip(self.attentions, self._parts(levels), queries, strict=True):
-            query_NSD = per_expression(query_BSD, image_index_N)
-            scale_NSD = _attention(attention).attend(query_NSD, words.key, words.feat, words.pad[:, None])
-            scaled.append(per_expression(x_BSD, image_index_N) * scale_NSD)
-        return torch.cat(scaled, 1)
+        parts = zip(self._parts(levels), queries, strict=True)
+        return torch.cat([self.scaled(n, x, query, words, image_index_N) for n, (x, query) in enumerate(parts)], 1)
+
+    def scaled(self, number: int, x_BSD: Tensor, query_BSD: Tensor, words: Words, image_index_N: Tensor) -> Tensor:
+        """NSD: cells times what the attention of this number gives."""
+        query_NSD = per_expression(query_BSD, image_index_N)
+        scale_NSD = _attention(self.attentions[number]).attend(query_NSD, words.key, words.feat, words.pad[:, None])
+        return per_expression(x_BSD, image_index_N) * scale_NSD
 
     def _parts(self, levels: Sequence[Tensor]) -> Sequence[Tensor]:
         return levels if len(self.attentions) > 1 else [torch.cat(list(levels), 1)]

@@ -56,5 +56,9 @@ class VLFormer(nn.Module):
 
     def after_pointer(self) -> list[nn.Parameter]:
         """The parameters that `point` does not run."""
-        before = ("backbone.", "text_encoder.", *(f"pixel_decoder.{part}." for part in ("inputs", "fusion", "pointer")))
+        before = (
+            "backbone.",
+            "text_encoder.",
+            *(f"pixel_decoder.{part}." for part in ("inputs", "fusion.attentions.0", "pointer")),
+        )
         return [parameter for name, parameter in self.named_parameters() if not name.startswith(before)]

@@ -81,10 +81,13 @@ def test_two_processes_give_the_losses_of_one_whoever_starts_them(
 
 def test_two_processes_whose_words_come_first(job: Config, tmp_path: Path) -> None:
     model = replace(job.model, pointer=True, mix_levels=True)
-    staged = replace(job, model=model, train=replace(job.train, words_first=8))
+    assert job.data is not None
+    data = replace(job.data, images_while_words_first=6)
+    staged = replace(job, model=model, data=data, train=replace(job.train, words_first=8, words_first_lr_scale=0.5))
     train(staged, tmp_path / "one")
     code, said = finish(start(write_config(staged, tmp_path / "config.yaml"), tmp_path / "two", "--gpus", "2"))
     assert code == 0, said
+    assert "; words first: 8 of them, of 6 pictures" in said
     assert_same_numbers(tmp_path / "two", tmp_path / "one")
 
 

@@ -78,6 +78,17 @@ def test_while_words_come_first_what_is_after_the_pointer_stays(small_run: Confi
     assert all(parameter.requires_grad for parameter in run.model.after_pointer())
 
 
+def test_the_schedule_begins_anew_after_the_words() -> None:
+    config = TrainConfig(
+        steps=110, words_first=10, words_first_lr_scale=2.0, warmup=2, schedule="cosine", final_lr_scale=0.1
+    )
+    scale = Schedule(config).scale
+    assert [scale(0), scale(10)] == pytest.approx([2 * 0.5, 0.5])
+    assert [scale(5), scale(60)] == pytest.approx([2 * 0.55, 0.55])
+    dropped = Schedule(replace(config, schedule="step", drop_at=(0.5,))).scale
+    assert [dropped(4), dropped(5), dropped(59), dropped(60)] == pytest.approx([2, 0.2, 1, 0.1])
+
+
 def test_words_first_without_a_pointer_is_refused(small_run: Config, tmp_path: Path) -> None:
     config = replace(small_run, train=replace(small_run.train, words_first=3))
     with pytest.raises(VLFormerError, match=r"train.words_first is 3, and there is no pointer: set model.pointer"):

@@ -124,6 +124,8 @@ class DataConfig:
     """What is evaluated every `eval_every` steps."""
     images_per_step: int = 8
     """B of an optimiser step, over all processes and accumulated forwards. Original: 8."""
+    images_while_words_first: int = 0
+    """B of a step while `train.words_first` lasts; 0: as `images_per_step`."""
     expressions_per_image: int = 1
     """At most so many expressions ask about each picture. Original: 1."""
     short_sides: tuple[int, ...] = ()
@@ -175,6 +177,8 @@ class TrainConfig:
     and the early fusion, at a third of the time. Then schedule and average begin anew. Needs `model.pointer`."""
     lr: float = 1e-4
     """AdamW's learning rate. Original: 1e-4."""
+    words_first_lr_scale: float = 1.0
+    """While `words_first` lasts, it is `lr` times this."""
     backbone_lr_scale: float = 0.1
     """The backbone learns at `lr` times this. Original: 0.1."""
     weight_decay: float = 0.05

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vlformer_cli.config import Config, DataConfig, DataSource, ModelConfig
 from vlformer_cli.data.cache import PictureCache
-from vlformer_cli.data.dataset import Deal, TrainingBatches, WeightedSplit
+from vlformer_cli.data.dataset import Deal, FirstStage, TrainingBatches, WeightedSplit
 from vlformer_cli.data.store import PreparedSplit
 from vlformer_cli.data.transforms import Augmentation
 from vlformer_cli.types import VLFormerError
@@ -62,6 +62,7 @@ def build_training_data(config: Config, *, rank: int = 0, size: int = 1) -> Trai
         sources=[WeightedSplit(open_split(s), s.weight, s.first_step, s.last_step) for s in config.data.train],
         augmentation=build_augmentation(config.data, config.model),
         images_per_step=config.data.images_per_step,
+        first_stage=FirstStage(config.train.words_first, config.data.images_while_words_first),
         expressions_per_image=config.data.expressions_per_image,
         max_tokens=config.model.max_tokens,
         steps=config.train.steps,

@@ -57,6 +57,26 @@ class Deal:
         return [range(start, start + each) for start in starts]
 
 
+@dataclass(frozen=True, slots=True)
+class FirstStage:
+    """Steps at the beginning of the training that have another number of pictures."""
+
+    steps: int = 0
+    images_per_step: int = 0
+    """0: as all other steps."""
+
+    def pictures(self, step: int, others: int) -> tuple[int, int]:
+        """How many a step has, and how many the steps before it had, where the steps after the stage have `others`.
+
+        >>> [FirstStage(steps=2, images_per_step=12).pictures(step, 3) for step in range(4)]
+        [(12, 0), (12, 12), (3, 24), (3, 27)]
+        """
+        each = self.images_per_step or others
+        if step < self.steps:
+            return each, step * each
+        return others, self.steps * each + (step - self.steps) * others
+
+
 class TrainingBatches(Dataset[tuple[Batch, ...]]):
     """Item `step` is what one process takes of that step, a batch for each of its forwards.
 
@@ -76,6 +96,7 @@ class TrainingBatches(Dataset[tuple[Batch, ...]]):
         mirror: bool = False,
         deal: Deal = Deal(),
         cache: PictureCache | None = None,
+        first_stage: FirstStage = FirstStage(),
     ) -> None:
         """`mirror`: half of the pictures are mirrored, with their words, where that can be done. `cache`: saves time.
 
@@ -84,12 +105,14 @@ class TrainingBatches(Dataset[tuple[Batch, ...]]):
         self.sources, self.augmentation = tuple(sources), augmentation
         self.images_per_step, self.expressions_per_image = images_per_step, expressions_per_image
         self.max_tokens, self.steps, self.seed, self.mirror, self.deal = max_tokens, steps, seed, mirror, deal
-        self.cache = cache
-        if images_per_step % (deal.size * deal.forwards):
-            raise VLFormerError(
-                f"data.images_per_step is {images_per_step}, which {deal.size} processes x {deal.forwards} forwards "
-                f"(train.accumulate) cannot share evenly: make it a multiple of {deal.size * deal.forwards}"
-            )
+        self.cache, self.first_stage = cache, first_stage
+        fields = {"images_per_step": images_per_step, "images_while_words_first": first_stage.images_per_step}
+        for name, images in fields.items():
+            if images % (deal.size * deal.forwards):
+                raise VLFormerError(
+                    f"data.{name} is {images}, which {deal.size} processes x {deal.forwards} forwards "
+                    f"(train.accumulate) cannot share evenly: make it a multiple of {deal.size * deal.forwards}"
+                )
         for source in self.sources:
             if source.split.num_images == 0:
                 raise VLFormerError(f"{source.split.directory}: split {source.split.split} is empty")
@@ -101,12 +124,13 @@ class TrainingBatches(Dataset[tuple[Batch, ...]]):
         return self.steps
 
     def __getitem__(self, step: int) -> tuple[Batch, ...]:
-        return tuple(self._batch(step, slots) for slots in self.deal.slots(self.images_per_step))
+        images, before = self.first_stage.pictures(step, self.images_per_step)
+        return tuple(self._batch(step, slots, before) for slots in self.deal.slots(images))
 
-    def _batch(self, step: int, slots: range) -> Batch:
+    def _batch(self, step: int, slots: range, before: int) -> Batch:
         groups = [
             self._readable_group(
-                step * self.images_per_step + slot,
+                before + slot,
                 self._active(step),
                 np.random.default_rng([self.seed, step, slot]),
             )

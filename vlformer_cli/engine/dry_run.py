@@ -11,7 +11,7 @@ import yaml
 
 from vlformer_cli.config import Config, to_tree
 from vlformer_cli.data.build import build_training_data
-from vlformer_cli.data.dataset import collate
+from vlformer_cli.data.dataset import FirstStage, collate
 from vlformer_cli.data.transforms import fitted_size
 from vlformer_cli.engine.build import build_stepper
 from vlformer_cli.engine.device import memory_used
@@ -32,14 +32,15 @@ def dry_run(config: Config) -> str:
     """A report on `train` with this config in one process, as text; nothing is written. Raises VLFormerError."""
     stepper, initialisation = build_stepper(config, ALONE)
     assert initialisation is not None
-    batches, where = _batches(config)
+    batches, where = _batches(config, config.train.words_first)
     first = config.train.words_first
-    before = _seconds(stepper, 0, batches) if first else 0.0
+    early, _ = _batches(config, 0)
+    before = _seconds(stepper, 0, early) if first else 0.0
     seconds = _seconds(stepper, first, batches)
-    expressions = sum(len(batch.samples) for batch in batches)
+    expressions, at_first = (sum(len(batch.samples) for batch in some) for some in (batches, early))
     total = first * before + (config.train.steps - first) * seconds
     words_first = (
-        [f"a step while words come first: {before:.2f} s, {expressions / before:.1f} expressions/s"] if first else []
+        [f"a step while words come first: {before:.2f} s, {at_first / before:.1f} expressions/s"] if first else []
     )
     return "\n".join(
         [
@@ -70,17 +71,17 @@ def _time(stepper: Stepper, step: int, batches: tuple[Batch, ...]) -> float:
     return time.monotonic() - began
 
 
-def _batches(config: Config) -> tuple[tuple[Batch, ...], str]:
-    """The first step's batches, and what they are: of the training data, or made up where that is not there."""
+def _batches(config: Config, step: int) -> tuple[tuple[Batch, ...], str]:
+    """The batches of a step, and what they are: of the training data, or made up where that is not there."""
     try:
-        return build_training_data(config)[0], "training data"
+        return build_training_data(config)[step], "training data"
     except VLFormerError as error:
         if config.data is None:
             raise
-        return _made_up(config), f"made-up pictures ({error})"
+        return _made_up(config, step), f"made-up pictures ({error})"
 
 
-def _made_up(config: Config) -> tuple[Batch, ...]:
+def _made_up(config: Config, step: int) -> tuple[Batch, ...]:
     """Noise of the configured sizes and counts, with twelve tokens an expression."""
     assert config.data is not None
     data, model, rng = config.data, config.model, np.random.default_rng(config.train.seed)
@@ -90,7 +91,8 @@ def _made_up(config: Config) -> tuple[Batch, ...]:
     masks[:, : height // 3, : width // 3] = True
     ref = Ref("", 0, width, height, 0, (0,), "", (0, 0, width // 3, height // 3), None, (), ())
     samples = tuple(Sample(ref, f"the {n} red cup left of the big brown bottle", n, "") for n in range(count))
-    pictures = data.images_per_step // config.train.accumulate
+    stage = FirstStage(config.train.words_first, data.images_while_words_first)
+    pictures = stage.pictures(step, data.images_per_step)[0] // config.train.accumulate
     groups = [
         ImageGroup(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), masks, samples) for _ in range(pictures)
     ]

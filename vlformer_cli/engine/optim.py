@@ -49,8 +49,13 @@ class Schedule:
     def scale(self, step: int) -> float:
         """The factor at `step` (from 0)."""
         config = self.config
-        steps = config.words_first if step < config.words_first else config.steps - config.words_first
-        step -= 0 if step < config.words_first else config.words_first
+        if step < config.words_first:
+            return config.words_first_lr_scale * self._within(step, config.words_first)
+        return self._within(step - config.words_first, config.steps - config.words_first)
+
+    def _within(self, step: int, steps: int) -> float:
+        """The factor at a step of a stage of so many."""
+        config = self.config
         warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
         if config.schedule == "step":
             return warm * 0.1 ** sum(step >= at * steps for at in config.drop_at)

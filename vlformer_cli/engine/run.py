@@ -71,10 +71,14 @@ class Run:
         settings, data = self.config.train, self.config.data
         assert data is not None
         share = data.images_per_step // (self.world.size * settings.accumulate)
+        first = data.images_while_words_first or data.images_per_step
+        words_first = (
+            f"; words first: {settings.words_first} of them, of {first} pictures" if settings.words_first else ""
+        )
         say(
             f"{self.config.model.name}: {settings.steps} steps on {self.device.type}, each of {data.images_per_step} "
             f"pictures (processes {self.world.size} x forwards {settings.accumulate} x pictures {share}) with up to "
-            f"{data.expressions_per_image} expressions"
+            f"{data.expressions_per_image} expressions{words_first}"
         )
         if self.initialisation is not None:
             say(f"weights: {self.initialisation.summary}")

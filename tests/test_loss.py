@@ -127,7 +127,7 @@ def test_the_canvas_around_a_picture_changes_no_loss() -> None:
         batch = replace(make_batch(wide_masks), pixel_valid=wide_valid, slots=torch.tensor([4, 9, 2]))
         coarse = torch.randn(3, height // 8, width // 8)
         coarse[:, :9, :12] = pointed
-        output = VLFormerOutput(classes, wide_logits, (Prediction(classes, wide_logits),), wide_logits[:, 0], coarse)
+        output = VLFormerOutput(classes, wide_logits, (Prediction(classes, wide_logits),), coarse)
         losses = criterion(500)(output, batch)
         found.append(all_of(losses))
     assert_close(found[0], found[1], atol=2e-6, rtol=1e-6)
@@ -184,13 +184,13 @@ def test_losses_of_parts_add_up_to_those_of_the_whole() -> None:
     whole = replace(make_batch(masks), draw=5)
     whole = replace(whole, image_index=torch.tensor([0, 1, 0, 3, 1]))  # a picture's expressions stay together
     pointed = torch.randn(5, 8, 8)
-    output = VLFormerOutput(torch.randn(5, 3, 2), torch.randn(5, 3, 16, 16), (), torch.randn(5, 8, 8), pointed)
+    output = VLFormerOutput(torch.randn(5, 3, 2), torch.randn(5, 3, 16, 16), (), pointed)
     expected = criterion()(output, whole)
     found, of_pointer = torch.zeros(5), torch.zeros(5)
     for rows in (torch.tensor([3]), torch.tensor([0, 2]), torch.tensor([1, 4])):
         part = replace(whole, masks=masks[rows], slots=rows, image_index=whole.image_index[rows])
         own = replace(output, class_logits=output.class_logits[rows], mask_logits=output.mask_logits[rows],
-                      dense_logits=output.dense_logits[rows], pointed_logits=pointed[rows])  # fmt: skip
+                      pointed_logits=pointed[rows])  # fmt: skip
         losses = criterion()(own, part, Counts.of(whole))
         found += all_of(losses)
         of_pointer += all_of(criterion().of_pointer(pointed[rows], part, Counts.of(whole)))

@@ -88,8 +88,6 @@ class ModelConfig:
     """The sine position is added to the features before the early fusion. False reproduces the original."""
     mix_levels: bool = False
     """Before the words come in, each level of the picture's features becomes the mean of all levels. Original: no."""
-    dense_head: bool = False
-    """In training, a 1x1 convolution on the stride-8 features predicts the referent by itself. Original: no."""
     pointer: bool = False
     """A head on the fused stride-8 features says of each cell whether the words mean it. Original: no."""
     short_side: int = 480
@@ -152,8 +150,8 @@ class LossConfig:
     class_weight: float = 2.0
     bce_weight: float = 5.0
     dice_weight: float = 5.0
-    dense_weight: float = 1.0
-    """Of the dense head's and the pointer's losses, beside those of the blocks. Only with such a head."""
+    pointer_weight: float = 1.0
+    """Of the pointer's losses beside those of the blocks. Only with `model.pointer`."""
     choice_weight: float = 5.0
     """Of the cross-entropy over the referents in one picture, each by the pointer's mean logit within its mask."""
     no_object: float = 0.1

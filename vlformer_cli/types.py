@@ -157,7 +157,5 @@ class VLFormerOutput:
     """NQYX after the last block, on the stride-4 grid."""
     earlier: tuple[Prediction, ...] = ()
     """The predictions after the blocks before the last, for the loss; empty in eval mode."""
-    dense_logits: Tensor | None = None
-    """NYX at stride 8, straight from the pixel decoder, for the loss; None in eval mode and without a dense head."""
     pointed_logits: Tensor | None = None
     """NYX at stride 8: where the words point, before encoder and queries; None in eval mode and without a pointer."""

@@ -11,7 +11,7 @@ def build_criterion(config: LossConfig) -> Criterion:
     """The criterion with the config's weights and sampling."""
     return Criterion(
         weights=CostWeights(class_=config.class_weight, bce=config.bce_weight, dice=config.dice_weight),
-        dense_weight=config.dense_weight,
+        pointer_weight=config.pointer_weight,
         choice_weight=config.choice_weight,
         no_object=config.no_object,
         points=config.points,

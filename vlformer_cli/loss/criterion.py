@@ -22,7 +22,7 @@ SAME = 1e-4  # squared distance of two referents' covers, as a part of their squ
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Scalars before their weights, except `total`: sums over blocks, and over heads on features times their weight."""
+    """Scalars before their weights, except `total`: sums over blocks and, times its weight, the pointer's."""
 
     total: Tensor
     class_: Tensor
@@ -72,7 +72,7 @@ class Criterion(nn.Module):
         self,
         *,
         weights: CostWeights,
-        dense_weight: float,
+        pointer_weight: float,
         choice_weight: float,
         no_object: float,
         points: int,
@@ -80,7 +80,7 @@ class Criterion(nn.Module):
         importance: float,
     ) -> None:
         super().__init__()
-        self.dense_weight, self.choice_weight = dense_weight, choice_weight
+        self.pointer_weight, self.choice_weight = pointer_weight, choice_weight
         self.weights, self.points, self.oversample, self.importance = weights, points, oversample, importance
         self.register_buffer("class_weights", torch.tensor([1.0, no_object]), persistent=False)
 
@@ -94,9 +94,6 @@ class Criterion(nn.Module):
         last = Prediction(output.class_logits, output.mask_logits)
         parts = [self._block(p, truth, counts) for p in (*output.earlier, last)]
         class_, bce, dice = (torch.stack(part).sum() for part in zip(*parts, strict=True))
-        if output.dense_logits is not None:
-            dense_bce, dense_dice = self._mask_losses(output.dense_logits.float(), truth, counts)
-            bce, dice = bce + self.dense_weight * dense_bce, dice + self.dense_weight * dense_dice
         if output.pointed_logits is None:
             return self._weighted(class_, bce, dice, torch.zeros_like(bce))
         pointed = self._pointer_losses(output.pointed_logits.float(), truth, counts)
@@ -124,7 +121,7 @@ class Criterion(nn.Module):
             dice_loss(logits_NP.masked_fill(valid_NP == 0, -math.inf), cover_NP),
             choice_loss(logits_NP, cover_NP, truth.image_index_N),
         )
-        share_N = self.dense_weight * truth.meant_N / counts.meant.clamp(min=1)
+        share_N = self.pointer_weight * truth.meant_N / counts.meant.clamp(min=1)
         bce, dice, choice = ((loss_N * share_N).sum() for loss_N in each)
         return bce, dice, choice
 

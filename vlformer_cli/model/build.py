@@ -205,7 +205,6 @@ def _pixel_decoder(config: ModelConfig, channels: tuple[int, ...]) -> PixelDecod
         ),
         encoder=encoder,
         to_mask=FinestLevel(channels=channels[0], dim=dim, mask_dim=config.mask_dim or dim),
-        dense_head=nn.Conv2d(dim, 1, kernel_size=1) if config.dense_head else None,
         pointer=Pointer(dim=dim) if config.pointer else None,
         dim=dim,
         add_position=config.position_in_features,

@@ -45,9 +45,7 @@ class Decoder(nn.Module):
                 if self.training:
                     earlier.append(Prediction(class_logits_NQ2, pixels.masks.dot(mask_embed_NQM)))
         mask_logits_NQYX = pixels.masks.dot(mask_embed_NQM)
-        return VLFormerOutput(
-            class_logits_NQ2, mask_logits_NQYX, tuple(earlier), pixels.dense_logits, pixels.pointed_logits
-        )
+        return VLFormerOutput(class_logits_NQ2, mask_logits_NQYX, tuple(earlier), pixels.pointed_logits)
 
 
 class Heads(nn.Module):

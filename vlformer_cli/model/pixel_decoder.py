@@ -95,8 +95,6 @@ class PixelFeatures:
     pads: tuple[Tensor, ...]
     """NYX bool each, True = padding."""
     masks: MaskFeatures
-    dense_logits: Tensor | None
-    """NYX at stride 8: what the features alone say of the referent, before any query; in training only."""
     pointed_logits: Tensor | None
     """NYX at stride 8: what the pointer says; in training only."""
 
@@ -116,7 +114,6 @@ class PixelDecoder(nn.Module):
         fusion: EarlyFusion,
         encoder: Sequence[nn.Module],
         to_mask: FinestLevel,
-        dense_head: nn.Module | None,
         pointer: Pointer | None,
         dim: int,
         add_position: bool,
@@ -126,11 +123,10 @@ class PixelDecoder(nn.Module):
 
         `mix_levels`: before the words come in, each level becomes the mean of all, so that what the words multiply
         holds the fine levels' colours and the coarse levels' kinds at once.
-        `dense_head`: from D channels to one, for a loss that teaches the features directly.
         """
         super().__init__()
         self.inputs, self.fusion, self.encoder = nn.ModuleList(inputs), fusion, nn.ModuleList(encoder)
-        self.to_mask, self.dense_head, self.pointer = to_mask, dense_head, pointer
+        self.to_mask, self.pointer = to_mask, pointer
         self.dim, self.add_position, self.mix_levels = dim, add_position, mix_levels
         self.level_embed = nn.Parameter(torch.randn(len(self.inputs), dim))
 
@@ -164,13 +160,11 @@ class PixelDecoder(nn.Module):
             x_NSD = layer(x_NSD, level_position_NSD, place_SL2, seen.shapes, pad_NS)
         levels = _unflat(x_NSD, seen.shapes)
         masks = self.to_mask(seen.lateral, levels[0], seen.valid4, seen.valids[0], image_index_N)
-        dense_logits = self.dense_head(levels[0])[:, 0] if self.training and self.dense_head is not None else None
         return PixelFeatures(
             levels=tuple(reversed(levels)),
             positions=tuple(per_expression(p, image_index_N) for p in reversed(seen.positions)),
             pads=tuple(~per_expression(v, image_index_N) for v in reversed(seen.valids)),
             masks=masks,
-            dense_logits=dense_logits,
             pointed_logits=self._pointed(fused_NSD, seen.shapes) if self.training else None,
         )
 

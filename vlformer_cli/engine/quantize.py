@@ -188,9 +188,27 @@ def write_int8(source: Path, target: Path, scheme: Scheme, feeds: Sequence[Input
             calibrated = Path(folder) / "static.onnx"
             _write_static(source, calibrated, types, scheme.first_conv or 0.0, feeds)
         if scheme.linear == "dynamic":
-            quantize_dynamic(calibrated, target, ["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8)
+            quantize_dynamic(
+                calibrated,
+                target,
+                ["MatMul", "Gemm"],
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=_without_plain_weights(calibrated),
+            )
         else:
             calibrated.replace(target)
+
+
+def _without_plain_weights(path: Path) -> list[str]:
+    """Products with weights that are no matrix, but one for each head, or a vector: their scales come out wrong."""
+    import onnx
+
+    graph = onnx.load(str(path), load_external_data=False).graph
+    ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
+    return [
+        node.name for node in graph.node if node.op_type == "MatMul" and any(ranks.get(i, 2) != 2 for i in node.input)
+    ]
 
 
 def _write_static(source: Path, target: Path, types: list[str], first_conv: float, feeds: Sequence[Inputs]) -> None:
@@ -213,7 +231,7 @@ def _write_static(source: Path, target: Path, types: list[str], first_conv: floa
         Reader(),
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=types,
-        nodes_to_exclude=convolutions[: round(first_conv * len(convolutions))],
+        nodes_to_exclude=convolutions[: round(first_conv * len(convolutions))] + _without_plain_weights(source),
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,

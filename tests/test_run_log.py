@@ -19,6 +19,7 @@ import torch
 from small_jobs import rows_of, weights_of, write_config
 
 from vlformer_cli.config import Config, DataSource
+from vlformer_cli.engine import dry_run
 from vlformer_cli.engine.checkpoint import load_weights
 from vlformer_cli.engine.evaluate import evaluate
 from vlformer_cli.engine.predict import Predictor
@@ -207,6 +208,23 @@ def test_a_dry_run_says_what_a_run_would_be_and_writes_nothing(
     assert f"AdamW {2 * parameters / 2**20:.0f} MiB" in said
     assert "on training data: 1 forward(s), 2 pictures" in said
     assert "expressions/s, cpu" in said
+
+
+def test_a_dry_run_counts_words_first_no_further_than_the_last_step(
+    small_run: Config, tmp_path: Path, run: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """6 steps: while words come first a step takes 10 s here, and 100 s after that."""
+    times = {2: 10.0, 4: 100.0}  # by pictures
+    monkeypatch.setattr(dry_run, "_seconds", lambda stepper, first, batches: times[len(batches[0].images)])
+    assert small_run.data is not None
+    data = replace(small_run.data, images_per_step=4, images_while_words_first=2)
+    staged = replace(small_run, data=data, model=replace(small_run.model, pointer=True))
+    for words_first, total in ((2, "7 min 0 s"), (6, "1 min 0 s"), (1_000, "1 min 0 s")):
+        config = write_config(staged, tmp_path / "config.yaml")
+        assert run("train", "--config", config, "--dry-run", "--set", f"train.words_first={words_first}") == 0
+        said = capsys.readouterr().out
+        assert f"all 6 steps in one such process, without evaluations: {total}" in said
+        assert "a step while words come first: 10.00 s" in said
 
 
 def load_small(config: Config) -> torch.nn.Module:

@@ -54,6 +54,12 @@ def build_augmentation(data: DataConfig, model: ModelConfig) -> Augmentation:
     )
 
 
+def first_stage_of(config: Config) -> FirstStage:
+    """The steps in which words come first, and their pictures; no more of them than there are steps."""
+    steps = min(config.train.words_first, config.train.steps)
+    return FirstStage(steps, config.data.images_while_words_first if config.data else 0)
+
+
 def build_training_data(config: Config, *, rank: int = 0, size: int = 1) -> TrainingBatches:
     """What process `rank` of `size` takes of every step; raises VLFormerError where there is no training data."""
     if config.data is None or not config.data.train:
@@ -62,7 +68,7 @@ def build_training_data(config: Config, *, rank: int = 0, size: int = 1) -> Trai
         sources=[WeightedSplit(open_split(s), s.weight, s.first_step, s.last_step) for s in config.data.train],
         augmentation=build_augmentation(config.data, config.model),
         images_per_step=config.data.images_per_step,
-        first_stage=FirstStage(config.train.words_first, config.data.images_while_words_first),
+        first_stage=first_stage_of(config),
         expressions_per_image=config.data.expressions_per_image,
         max_tokens=config.model.max_tokens,
         steps=config.train.steps,

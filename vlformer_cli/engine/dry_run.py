@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from vlformer_cli.config import Config, to_tree
-from vlformer_cli.data.build import build_training_data
-from vlformer_cli.data.dataset import FirstStage, collate
+from vlformer_cli.data.build import build_training_data, first_stage_of
+from vlformer_cli.data.dataset import collate
 from vlformer_cli.data.transforms import fitted_size
 from vlformer_cli.engine.build import build_stepper
 from vlformer_cli.engine.device import memory_used
@@ -33,15 +33,15 @@ def dry_run(config: Config) -> str:
     stepper, initialisation = build_stepper(config, ALONE)
     assert initialisation is not None
     batches, where = _batches(config, config.train.words_first)
-    first = config.train.words_first
-    early, _ = _batches(config, 0)
-    before = _seconds(stepper, 0, early) if first else 0.0
-    seconds = _seconds(stepper, first, batches)
-    expressions, at_first = (sum(len(batch.samples) for batch in some) for some in (batches, early))
-    total = first * before + (config.train.steps - first) * seconds
-    words_first = (
-        [f"a step while words come first: {before:.2f} s, {at_first / before:.1f} expressions/s"] if first else []
-    )
+    seconds, expressions = _seconds(stepper, config.train.words_first, batches), _expressions(batches)
+    first = first_stage_of(config).steps
+    total, words_first = (config.train.steps - first) * seconds, []
+    if first:
+        early, _ = _batches(config, 0)
+        before = _seconds(stepper, 0, early)
+        total += first * before
+        rate = _expressions(early) / before
+        words_first = [f"a step while words come first: {before:.2f} s, {rate:.1f} expressions/s"]
     return "\n".join(
         [
             yaml.safe_dump(to_tree(config), sort_keys=False),
@@ -55,6 +55,10 @@ def dry_run(config: Config) -> str:
             f"all {config.train.steps} steps in one such process, without evaluations: {duration(total)}",
         ]
     )
+
+
+def _expressions(batches: tuple[Batch, ...]) -> int:
+    return sum(len(batch.samples) for batch in batches)
 
 
 def _seconds(stepper: Stepper, first: int, batches: tuple[Batch, ...]) -> float:
@@ -91,8 +95,7 @@ def _made_up(config: Config, step: int) -> tuple[Batch, ...]:
     masks[:, : height // 3, : width // 3] = True
     ref = Ref("", 0, width, height, 0, (0,), "", (0, 0, width // 3, height // 3), None, (), ())
     samples = tuple(Sample(ref, f"the {n} red cup left of the big brown bottle", n, "") for n in range(count))
-    stage = FirstStage(config.train.words_first, data.images_while_words_first)
-    pictures = stage.pictures(step, data.images_per_step)[0] // config.train.accumulate
+    pictures = first_stage_of(config).pictures(step, data.images_per_step)[0] // config.train.accumulate
     groups = [
         ImageGroup(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), masks, samples) for _ in range(pictures)
     ]

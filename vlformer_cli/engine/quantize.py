@@ -179,6 +179,7 @@ class _Recorder:
 
 def write_int8(source: Path, target: Path, scheme: Scheme, feeds: Sequence[Inputs]) -> None:
     """An ONNX file with what `scheme` says in int8, per channel; static parts as QDQ nodes, scaled on `feeds`."""
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     types = ["Conv"] * (scheme.first_conv is not None) + ["MatMul", "Gemm"] * (scheme.linear == "static")
@@ -194,17 +195,14 @@ def write_int8(source: Path, target: Path, scheme: Scheme, feeds: Sequence[Input
                 ["MatMul", "Gemm"],
                 per_channel=True,
                 weight_type=QuantType.QInt8,
-                nodes_to_exclude=_without_plain_weights(calibrated),
+                nodes_to_exclude=_without_plain_weights(onnx.load(str(calibrated), load_external_data=False).graph),
             )
         else:
             calibrated.replace(target)
 
 
-def _without_plain_weights(path: Path) -> list[str]:
+def _without_plain_weights(graph: Any) -> list[str]:
     """Products with weights that are no matrix, but one for each head, or a vector: their scales come out wrong."""
-    import onnx
-
-    graph = onnx.load(str(path), load_external_data=False).graph
     ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
     return [
         node.name for node in graph.node if node.op_type == "MatMul" and any(ranks.get(i, 2) != 2 for i in node.input)
@@ -223,15 +221,15 @@ def _write_static(source: Path, target: Path, types: list[str], first_conv: floa
             feed = next(self.feeds, None)
             return None if feed is None else {name: x.numpy() for name, x in zip(INPUTS, feed, strict=True)}
 
-    nodes = onnx.load(str(source), load_external_data=False).graph.node
-    convolutions = [node.name for node in nodes if node.op_type == "Conv"]
+    graph = onnx.load(str(source), load_external_data=False).graph
+    convolutions = [node.name for node in graph.node if node.op_type == "Conv"]
     quantize_static(
         source,
         target,
         Reader(),
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=types,
-        nodes_to_exclude=convolutions[: round(first_conv * len(convolutions))] + _without_plain_weights(source),
+        nodes_to_exclude=convolutions[: round(first_conv * len(convolutions))] + _without_plain_weights(graph),
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,

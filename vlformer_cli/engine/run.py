@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from vlformer_cli.config import Config, to_tree
-from vlformer_cli.data.build import build_training_data, open_split
+from vlformer_cli.data.build import build_training_data, first_stage_of, open_split
 from vlformer_cli.engine.build import build_stepper
 from vlformer_cli.engine.checkpoint import save_weights, write_atomically
 from vlformer_cli.engine.device import memory_used
@@ -71,10 +71,9 @@ class Run:
         settings, data = self.config.train, self.config.data
         assert data is not None
         share = data.images_per_step // (self.world.size * settings.accumulate)
-        first = data.images_while_words_first or data.images_per_step
-        words_first = (
-            f"; words first: {settings.words_first} of them, of {first} pictures" if settings.words_first else ""
-        )
+        stage = first_stage_of(self.config)
+        pictures, _ = stage.pictures(0, data.images_per_step)
+        words_first = f"; words first: {stage.steps} of them, of {pictures} pictures" if stage.steps else ""
         say(
             f"{self.config.model.name}: {settings.steps} steps on {self.device.type}, each of {data.images_per_step} "
             f"pictures (processes {self.world.size} x forwards {settings.accumulate} x pictures {share}) with up to "

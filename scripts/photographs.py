@@ -5,6 +5,7 @@ pictures by id are for validation, the others for training.
 
 python scripts/photographs.py COCO_DIR OUTPUT_DIR     # COCO_DIR holds images/ and instances.json
 vlformer prepare-data custom --from OUTPUT_DIR --images COCO_DIR/images
+vlformer prepare-data scenes --scenario photos --from OUTPUT_DIR/training     # without the pictures for validation
 """
 
 from __future__ import annotations
@@ -45,6 +46,17 @@ def _centre(annotation: dict[str, Any]) -> float:
     return float(x + width / 2)
 
 
+def _write_training(source: Path, folder: Path, coco: dict[str, Any], pictures: list[dict[str, Any]]) -> None:
+    """The same data without the pictures for validation."""
+    folder.mkdir(exist_ok=True)
+    ids = {picture["id"] for picture in pictures}
+    annotations = [one for one in coco["annotations"] if one["image_id"] in ids]
+    document = {**coco, "images": pictures, "annotations": annotations}
+    (folder / "instances.json").write_text(json.dumps(document), encoding="utf-8")
+    if not (folder / "images").exists():
+        (folder / "images").symlink_to((source / "images").resolve())
+
+
 def main(source: Path, output: Path) -> None:
     coco = json.loads((source / "instances.json").read_text(encoding="utf-8"))
     names = {category["id"]: category["name"] for category in coco["categories"]}
@@ -61,6 +73,7 @@ def main(source: Path, output: Path) -> None:
             split = "val" if number >= len(pictures) - HELD_OUT else "train"
             for ann_id, words, kind in expressions(picture, of_picture[picture["id"]]):
                 writer.writerow([picture["file_name"], ann_id, words, split, kind])
+    _write_training(source, output / "training", coco, pictures[: len(pictures) - HELD_OUT])
     print(f"written: {output / 'expressions.csv'}")
 
 

@@ -13,7 +13,7 @@ from small_model import SMALL
 from vlformer_cli.app import app
 from vlformer_cli.commands import errors
 from vlformer_cli.config import Config, DataConfig, DataSource, LossConfig, TrainConfig
-from vlformer_cli.data.scenes.generate import generate_scenes
+from vlformer_cli.data.scenes.generate import Recipe, generate_scenes
 from vlformer_cli.engine.checkpoint import load_weights, save_weights
 from vlformer_cli.engine.export import Written, export_onnx, export_torch
 from vlformer_cli.model.build import build_model
@@ -46,7 +46,7 @@ def small_pt2(small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def small_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared data set of 40 drawn scenes."""
     path = tmp_path_factory.mktemp("data") / "scenes-seed7"
-    generate_scenes(path, images=40, seed=7, size=96, workers=1)
+    generate_scenes(path, images=40, seed=7, recipe=Recipe(size=96), workers=1)
     return path
 
 

@@ -124,6 +124,8 @@ def _placed(words: list[str], things: list[Thing], size: tuple[int, int], kinds:
     if not sides and not forms and not ranks:
         return _noun(words, things, kinds)
     group = _noun([w for w in words if w not in {*sides, *forms, *ranks, *IN_BETWEEN}], things, kinds)
+    if not group:
+        return []
     assert len(group) > 1, "a place was given for something that is alone"
     if ranks:
         return [_ordered(group, sides[0], things, size)[RANKS.index(ranks[0])]]

@@ -195,9 +195,9 @@ def test_eval_of_expressions_that_mean_nothing_has_dashes(
 def test_eval_leaves_out_a_picture_that_cannot_be_read(
     run: Any, small_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from vlformer_cli.data.scenes.generate import generate_scenes
+    from vlformer_cli.data.scenes.generate import Recipe, generate_scenes
 
-    generate_scenes(tmp_path / "scenes-seed9", images=40, seed=9, size=96, workers=1)
+    generate_scenes(tmp_path / "scenes-seed9", images=40, seed=9, recipe=Recipe(size=96), workers=1)
     pictures = sorted((tmp_path / "scenes-seed9/images/val").iterdir())
     pictures[0].write_bytes(b"broken")
     assert run("eval", "--data", tmp_path / "scenes-seed9", "--weights", small_weights) == 1

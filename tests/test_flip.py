@@ -9,7 +9,7 @@ import pytest
 
 from vlformer_cli.data.dataset import TrainingBatches, WeightedSplit
 from vlformer_cli.data.flip import SWAPS, mirror_group, mirrored
-from vlformer_cli.data.scenes.generate import generate_scenes
+from vlformer_cli.data.scenes.generate import Recipe, generate_scenes
 from vlformer_cli.data.store import PreparedSplit
 from vlformer_cli.data.transforms import Augmentation
 from vlformer_cli.types import ImageGroup, Sample
@@ -74,7 +74,7 @@ def side(expression: str) -> int:
 
 def test_in_training_half_of_the_pictures_are_mirrored_and_left_stays_left(tmp_path: Path) -> None:
     """Of two or more objects of a kind, the leftmost lies left of where the rightmost lies, mirrored or not."""
-    generate_scenes(tmp_path / "scenes", images=60, seed=3, size=96, workers=1, scenario="directions")
+    generate_scenes(tmp_path / "scenes", images=60, seed=3, recipe=Recipe(size=96, scenario="directions"), workers=1)
     split = PreparedSplit(tmp_path / "scenes", "train")
     still = Augmentation(short_sides=(96,), max_side=96, rotate_degrees=0.0, colour_jitter=0.0, shift=0.0)
     plain, both = (

@@ -12,7 +12,7 @@ import pytest
 from small_jobs import command, finish, start, wait_for, write_config
 
 from vlformer_cli.config import Config
-from vlformer_cli.data.scenes.generate import generate_scenes
+from vlformer_cli.data.scenes.generate import Recipe, generate_scenes
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_what_failed_in_a_loader_process_is_said_in_one_line(
 ) -> None:
     assert long_run.data is not None
     folder = tmp_path / "scenes"
-    generate_scenes(folder, images=4, seed=1, size=96, workers=1)
+    generate_scenes(folder, images=4, seed=1, recipe=Recipe(size=96), workers=1)
     for picture in (folder / "images").rglob("*.*"):
         picture.write_bytes(b"no picture")
     source = replace(long_run.data.train[0], path=str(folder))

@@ -19,7 +19,7 @@ import torch
 from small_jobs import command, during_step, finish, rows_of, start, wait_for, weights_of, write_config
 
 from vlformer_cli.config import Config
-from vlformer_cli.data.scenes.generate import generate_scenes
+from vlformer_cli.data.scenes.generate import Recipe, generate_scenes
 from vlformer_cli.data.store import file_sha256
 from vlformer_cli.engine.run import Run
 from vlformer_cli.engine.run_folder import Checkpoints
@@ -205,7 +205,7 @@ def test_what_changed_in_the_config_is_named_field_by_field(small_run: Config, t
 def test_data_that_changed_is_named(small_run: Config, tmp_path: Path) -> None:
     assert small_run.data is not None
     folder = tmp_path / "scenes"
-    generate_scenes(folder, images=20, seed=1, size=96, workers=1)
+    generate_scenes(folder, images=20, seed=1, recipe=Recipe(size=96), workers=1)
     source = replace(small_run.data.train[0], path=str(folder))
     config = replace(small_run, data=replace(small_run.data, train=(source,), val=None))
     train(config, tmp_path / "run")
@@ -213,7 +213,7 @@ def test_data_that_changed_is_named(small_run: Config, tmp_path: Path) -> None:
     import shutil
 
     shutil.rmtree(folder)
-    generate_scenes(folder, images=21, seed=1, size=96, workers=1)
+    generate_scenes(folder, images=21, seed=1, recipe=Recipe(size=96), workers=1)
     assert len((folder / "train.jsonl").read_text().splitlines()) != len(lines)
     with pytest.raises(VLFormerError, match=r"the data set scenes-seed1 changed since the run in .* began"):
         train(config, tmp_path / "run", resume=True)

@@ -19,7 +19,7 @@ import pytest
 from scene_reading import read
 
 from vlformer_cli.data.rle import decode_rle
-from vlformer_cli.data.scenes.generate import generate_scenes, split_of
+from vlformer_cli.data.scenes.generate import Recipe, generate_scenes, split_of
 from vlformer_cli.data.scenes.meaning import Looks, Meaning, Place, holds
 from vlformer_cli.data.scenes.objects import COLOURS, KINDS, MIN_AREA, MIN_VISIBLE, SIZES, Scene, SceneObject
 from vlformer_cli.data.scenes.paint import paint
@@ -42,7 +42,7 @@ def mix(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def directions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("scenes") / "scenes-directions"
-    generate_scenes(directory, images=120, seed=12, workers=2, scenario="directions")
+    generate_scenes(directory, images=120, seed=12, workers=2, recipe=Recipe(scenario="directions"))
     return directory
 
 
@@ -208,12 +208,12 @@ def test_a_thing_has_the_colour_of_its_name(colour: str) -> None:
 
 
 def test_the_bytes_depend_on_the_seed_and_not_on_the_workers(tmp_path: Path) -> None:
-    one = generate_scenes(tmp_path / "one", images=70, seed=4, size=96, workers=1)
-    two = generate_scenes(tmp_path / "two", images=70, seed=4, size=96, workers=2)
+    one = generate_scenes(tmp_path / "one", images=70, seed=4, recipe=Recipe(size=96), workers=1)
+    two = generate_scenes(tmp_path / "two", images=70, seed=4, recipe=Recipe(size=96), workers=2)
     assert one == two
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
     assert one["scenes"] == {"images": 70, "seed": 4, "size": 96, "scenario": "mix"}
-    generate_scenes(tmp_path / "other", images=20, seed=5, size=96, workers=1)
+    generate_scenes(tmp_path / "other", images=20, seed=5, recipe=Recipe(size=96), workers=1)
     same = digests(tmp_path / "one").items() & digests(tmp_path / "other").items()
     assert not [name for name, _ in same if name.endswith((".jpg", ".jsonl"))]
 
@@ -223,7 +223,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        generate_scenes(tmp_path / "scenes", images=96, seed=1, size=64, workers=2, progress=stop)
+        generate_scenes(tmp_path / "scenes", images=96, seed=1, recipe=Recipe(size=64), workers=2, progress=stop)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -231,7 +231,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_killed_run_leaves_no_process_and_no_final_name(tmp_path: Path, how: signal.Signals) -> None:
     code = (
-        "from pathlib import Path; from vlformer_cli.data.scenes.generate import generate_scenes\n"
+        "from pathlib import Path; from vlformer_cli.data.scenes.generate import Recipe, generate_scenes\n"
         f"generate_scenes(Path({str(tmp_path / 'scenes')!r}), images=100000, seed=1, workers=2,"
         " progress=lambda done, total: print(done, flush=True))"
     )
@@ -260,8 +260,9 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.parametrize("wrong", [{"images": 0}, {"size": 8}, {"seed": -1}, {"scenario": "maze"}])
 def test_values_that_cannot_be_drawn_are_named(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    recipe = Recipe(**{name: wrong[name] for name in ("size", "scenario") if name in wrong})
     with pytest.raises(VLFormerError, match=str(next(iter(wrong.values())))):
-        generate_scenes(tmp_path / "scenes", **{"images": 20, "seed": 1, **wrong})
+        generate_scenes(tmp_path / "scenes", images=wrong.get("images", 20), seed=wrong.get("seed", 1), recipe=recipe)
     assert list(tmp_path.iterdir()) == []
 
 

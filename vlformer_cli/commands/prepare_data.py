@@ -48,7 +48,15 @@ def prepare_data(
     offline: Annotated[bool, typer.Option("--offline", help="Open no connection; say what to put where.")] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="scenes: the same seed gives the same bytes.")] = 0,
     size: Annotated[int, typer.Option("--size", min=64, max=1024, help="scenes: the longer side in pixels.")] = 192,
-    scenario: Annotated[str, typer.Option("--scenario", help="scenes: mix, or directions (locations only).")] = "mix",
+    scenario: Annotated[
+        str, typer.Option("--scenario", help="scenes: mix, directions (locations only), photos (--from COCO).")
+    ] = "mix",
+    bent: Annotated[
+        float, typer.Option("--bent", min=0, max=1, help="scenes: how far outlines depart from their kinds' own.")
+    ] = 0.0,
+    no_target: Annotated[
+        float, typer.Option("--no-target", min=0, max=1, help="scenes: expressions about nothing, per other one.")
+    ] = 0.0,
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="scenes: processes. [default: every core]")
     ] = None,
@@ -59,7 +67,8 @@ def prepare_data(
     root = root or data_root()
     if dataset == "scenes":
         directory = root / (f"scenes-seed{seed}" if scenario == "mix" else f"scenes-{scenario}-seed{seed}")
-        _scenes(directory, images or "2000", seed, size, scenario, workers, overwrite)
+        recipe = {"size": size, "scenario": scenario, "bent": bent, "no_target": no_target, "photos": source}
+        _scenes(directory, images or "2000", seed, recipe, workers, overwrite)
     elif dataset == "custom":
         directory = root / f"custom-{split_by or 'own'}"
         _custom(directory, source, images, overwrite)
@@ -75,9 +84,9 @@ def prepare_data(
 
 
 def _scenes(
-    directory: Path, images: str, seed: int, size: int, scenario: str, workers: int | None, overwrite: bool
+    directory: Path, images: str, seed: int, recipe: dict[str, Any], workers: int | None, overwrite: bool
 ) -> None:
-    from vlformer_cli.data.scenes.generate import generate_scenes
+    from vlformer_cli.data.scenes.generate import Recipe, generate_scenes
     from vlformer_cli.report.progress import ProgressLine
 
     if not images.isdecimal() or int(images) < 1:
@@ -87,8 +96,7 @@ def _scenes(
             directory,
             images=int(images),
             seed=seed,
-            size=size,
-            scenario=scenario,
+            recipe=Recipe(**recipe),
             workers=workers,
             overwrite=overwrite,
             progress=lambda done, _: line.update(done),

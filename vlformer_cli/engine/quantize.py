@@ -21,7 +21,7 @@ from torch import Tensor
 from vlformer_cli.config import ModelConfig
 from vlformer_cli.data.dataset import images_of
 from vlformer_cli.data.images import read_image
-from vlformer_cli.data.scenes.generate import draw_scene
+from vlformer_cli.data.scenes.generate import Recipe, draw_scene
 from vlformer_cli.data.store import PreparedSplit
 from vlformer_cli.engine.engines import INPUTS, Inputs
 from vlformer_cli.engine.predict import STRIDE, Engine, Predictor
@@ -91,7 +91,7 @@ def drawn_questions(config: ModelConfig, pictures: int = PICTURES) -> Questions:
     """Drawn scenes, at the size that the model reads; the same ones each time."""
     asked: list[Question] = []
     for number in range(pictures):
-        scene = draw_scene(np.random.default_rng([SEED, number]), number, config.short_side)
+        scene = draw_scene(np.random.default_rng([SEED, number]), number, Recipe(size=config.short_side))
         texts = tuple(expression.text for expression in scene.expressions[:PER_PICTURE])
         asked.append(Question(scene.picture, texts))
     return Questions(f"{pictures // 2} drawn scenes of seed {SEED}", tuple(asked))

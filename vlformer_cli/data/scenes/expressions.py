@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 from numpy.random import Generator
 
 from vlformer_cli.data.scenes.meaning import AXES, Looks, Meaning, Place, Relation, holds, matching
-from vlformer_cli.data.scenes.objects import KINDS, Scene, SceneObject
+from vlformer_cli.data.scenes.objects import COLOURS, KINDS, Scene, SceneObject
 from vlformer_cli.data.scenes.plan import pick
 from vlformer_cli.data.scenes.shapes import coin
 from vlformer_cli.data.scenes.words import say
 
 LABELS = ("attribute", "location", "relation")
-MOST, FEWEST = 9, 4
-"""Expressions in one scene."""
+MOST = 9
+"""Expressions in one scene that mean something."""
+FEWEST = {"mix": 4, "directions": 4, "photos": 2}
+"""By scenario: with fewer, a scene is drawn again."""
+MOST_WITHOUT = 3
+"""Expressions in one scene that mean nothing."""
+NOTHING = "nothing"
+"""Their label."""
 TRIES = 16
 
 
@@ -23,26 +29,62 @@ TRIES = 16
 class Expression:
     """A text that is true of one object of the scene."""
 
-    referent: int
-    """Index in the scene's objects."""
+    referent: int | None
+    """Index in the scene's objects; None: it means none of them."""
     label: str
-    """attribute, location or relation."""
+    """attribute, location, relation or nothing."""
     text: str
     meaning: Meaning
 
 
-def write_expressions(rng: Generator, scene: Scene, scenario: str) -> list[Expression]:
-    """Up to nine expressions of the scene, as evenly spread over the labels as it allows."""
-    labels = ("location",) if scenario == "directions" else LABELS
-    repeats = 4 if scenario == "directions" else 2
-    pools = {label: _pool(rng, scene, label, repeats, scenario) for label in labels}
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is to be known of a scene, beside its objects, to speak of it."""
+
+    scenario: str = "mix"
+    kinds: tuple[str, ...] = field(default_factory=lambda: tuple(KINDS))
+    """All that could be among the objects; what of it is not is known not to be in the picture."""
+    on_photo: bool = False
+    """More can be seen than is annotated: nothing is meant without its kind."""
+    no_target: float = 0.0
+    """Expressions that mean nothing, as a part of those that mean something."""
+
+
+def write_expressions(rng: Generator, scene: Scene, setting: Setting) -> list[Expression]:
+    """Up to nine expressions of the scene, as evenly spread over the labels as it allows, and some about nothing."""
+    labels = ("location",) if setting.scenario == "directions" else LABELS
+    repeats = 4 if setting.scenario == "directions" else 2
+    pools = {label: _pool(rng, scene, label, repeats, setting) for label in labels}
     wanted = int(rng.integers(6, MOST + 1))
     chosen: list[Expression] = []
     while len(chosen) < wanted and any(pools.values()):
         for label in [labels[i] for i in rng.permutation(len(labels))]:
             if pools[label] and len(chosen) < wanted:
                 chosen.append(pools[label].pop())
-    return _distinct(chosen)
+    kept = _distinct(chosen)
+    if setting.no_target > 0:
+        kept += _about_nothing(rng, scene, setting, int(rng.binomial(len(kept), setting.no_target)))
+    return kept
+
+
+def _about_nothing(rng: Generator, scene: Scene, setting: Setting, count: int) -> list[Expression]:
+    """Expressions that come near to what is there and are true of none of it, not even loosely."""
+    found: dict[str, Expression] = {}
+    for _ in range(TRIES):
+        if len(found) >= min(count, MOST_WITHOUT):
+            break
+        thing = pick(rng, scene.objects)
+        other = pick(rng, setting.kinds)
+        looks = Looks(other, thing.colour or None) if coin(rng) else Looks(other)
+        if thing.colour and not setting.on_photo and coin(rng):
+            looks = Looks(thing.kind, pick(rng, list(COLOURS)))
+        if matching(looks, scene, loose=True):
+            continue
+        side = Place(pick(rng, ("far", "side")), (pick(rng, list(AXES)),)) if coin(rng, 0.2) else None
+        meaning = Meaning(looks, side)
+        text = say(rng, meaning, 0)
+        found.setdefault(text, Expression(None, NOTHING, text, meaning))
+    return list(found.values())
 
 
 def _distinct(expressions: list[Expression]) -> list[Expression]:
@@ -51,16 +93,16 @@ def _distinct(expressions: list[Expression]) -> list[Expression]:
     for expression in expressions:
         if sum(e.referent == expression.referent for e in kept.values()) < 4:
             kept.setdefault(expression.text, expression)
-    return sorted(kept.values(), key=lambda e: e.referent)
+    return sorted(kept.values(), key=lambda e: e.referent or 0)
 
 
-def _pool(rng: Generator, scene: Scene, label: str, repeats: int, scenario: str) -> list[Expression]:
+def _pool(rng: Generator, scene: Scene, label: str, repeats: int, setting: Setting) -> list[Expression]:
     """Expressions of one label, at most `repeats` for an object, the best spread last (it is popped first)."""
     rounds: list[list[Expression]] = [[] for _ in range(repeats)]
     for referent in scene.referents():
         meanings: list[Meaning] = []
         for _ in range(repeats):
-            meaning = _propose(rng, scene, referent, label, scenario)
+            meaning = _propose(rng, scene, referent, label, setting)
             if meaning is not None and meaning not in meanings:
                 meanings.append(meaning)
         for turn, meaning in enumerate(meanings):
@@ -69,11 +111,17 @@ def _pool(rng: Generator, scene: Scene, label: str, repeats: int, scenario: str)
     return [turn[i] for turn in reversed(rounds) for i in rng.permutation(len(turn))]
 
 
-def _propose(rng: Generator, scene: Scene, referent: int, label: str, scenario: str) -> Meaning | None:
+def _propose(rng: Generator, scene: Scene, referent: int, label: str, setting: Setting) -> Meaning | None:
     if label == "attribute":
-        return _attribute(rng, scene, referent)
+        return _attribute(rng, scene, referent, setting)
     for _ in range(TRIES):
-        meaning = _location(rng, scene, referent, scenario) if label == "location" else _relation(rng, scene, referent)
+        meaning = (
+            _location(rng, scene, referent, setting.scenario)
+            if label == "location"
+            else _relation(rng, scene, referent)
+        )
+        if meaning is not None and setting.on_photo and meaning.looks.kind is None:
+            continue
         if meaning is not None and holds(meaning, scene, referent):
             return meaning
     return None
@@ -81,18 +129,20 @@ def _propose(rng: Generator, scene: Scene, referent: int, label: str, scenario: 
 
 def _features(rng: Generator, thing: SceneObject) -> dict[str, str]:
     """What may be said of an object beside its kind."""
-    said = {"colour": thing.colour}
-    if thing.size != "mid":
+    said = {"colour": thing.colour} if thing.colour else {}
+    if thing.size not in ("mid", ""):
         said["size"] = thing.size
-    if thing.pattern != "plain" or (KINDS[thing.kind].patterned and coin(rng, 0.25)):
+    if thing.pattern and (thing.pattern != "plain" or (KINDS[thing.kind].patterned and coin(rng, 0.25))):
         said["pattern"] = thing.pattern
     return said
 
 
-def _attribute(rng: Generator, scene: Scene, referent: int) -> Meaning | None:
+def _attribute(rng: Generator, scene: Scene, referent: int, setting: Setting) -> Meaning | None:
     """Looks that only the referent has: usually as few words as will do, sometimes more."""
-    thing = scene.objects[referent]
-    if not any(o is not thing and (o.kind == thing.kind or o.colour == thing.colour) for o in scene.objects):
+    thing, of_photos = scene.objects[referent], setting.scenario == "photos"
+    if not of_photos and not any(
+        o is not thing and (o.kind == thing.kind or o.colour == thing.colour) for o in scene.objects
+    ):
         return None
     if coin(rng, 0.25):
         meaning = Meaning(Looks(thing.kind), Place(pick(rng, ("biggest", "smallest"))))
@@ -100,8 +150,12 @@ def _attribute(rng: Generator, scene: Scene, referent: int) -> Meaning | None:
             return meaning
     said = _features(rng, thing)
     subsets = [keys for count in range(len(said) + 1) for keys in combinations(said, count)]
-    options = [Looks(thing.kind, **{k: said[k] for k in keys}) for keys in subsets if keys or coin(rng, 0.3)]
-    if coin(rng, 0.3):
+    options = [
+        Looks(thing.kind, **{k: said[k] for k in keys})
+        for keys in subsets
+        if keys or coin(rng, 0.8 if of_photos else 0.3)
+    ]
+    if coin(rng, 0.3) and not setting.on_photo:
         options = [
             replace(looks, kind=None) for looks in options if looks.size is None and (looks.colour or looks.pattern)
         ] + options
@@ -121,8 +175,8 @@ def _location(rng: Generator, scene: Scene, referent: int, scenario: str) -> Mea
                 looks,
                 looks,
                 looks,
-                replace(looks, colour=thing.colour),
-                Looks(colour=thing.colour),
+                replace(looks, colour=thing.colour or None),
+                Looks(colour=thing.colour or None),
                 Looks(),
                 _dressed(rng, thing),
             ),
@@ -147,21 +201,21 @@ def _location(rng: Generator, scene: Scene, referent: int, scenario: str) -> Mea
 def _dressed(rng: Generator, thing: SceneObject) -> Looks:
     """The kind with one of its features."""
     said = _features(rng, thing)
-    name = pick(rng, list(said))
-    return Looks(thing.kind, **{name: said[name]})
+    name = pick(rng, list(said)) if said else "colour"
+    return Looks(thing.kind, **{name: said.get(name)})
 
 
 def _relation(rng: Generator, scene: Scene, referent: int) -> Meaning | None:
     thing = scene.objects[referent]
     kind = Looks(thing.kind)
-    looks = pick(rng, (kind, kind, kind, kind, Looks(), Looks(colour=thing.colour), _dressed(rng, thing)))
+    looks = pick(rng, (kind, kind, kind, kind, Looks(), Looks(colour=thing.colour or None), _dressed(rng, thing)))
     if len(matching(looks, scene)) == 1 and coin(rng, 0.9):
         return None
     others = [i for i in range(len(scene.objects)) if i != referent]
     name = pick(rng, ("left of", "right of", "above", "below", "next to", "next to", "closest to", "between"))
     if coin(rng, 0.45):
         name, others = _overlapping(rng, scene, referent, others, name)
-    if name == "between" and len(others) < 2:
+    if len(others) < (2 if name == "between" else 1):
         return None
     spots = [others[i] for i in rng.permutation(len(others))[: 2 if name == "between" else 1]]
     anchors = [_unique_looks(rng, scene, spot) for spot in spots]

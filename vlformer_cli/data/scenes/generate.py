@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +17,11 @@ from numpy.random import Generator
 
 from vlformer_cli.data.rle import encode_mask
 from vlformer_cli.data.scenes.backgrounds import Picture
-from vlformer_cli.data.scenes.expressions import FEWEST, Expression, write_expressions
-from vlformer_cli.data.scenes.objects import Scene
+from vlformer_cli.data.scenes.collage import Collage, collage
+from vlformer_cli.data.scenes.expressions import FEWEST, Expression, Setting, write_expressions
+from vlformer_cli.data.scenes.objects import KINDS, Scene
 from vlformer_cli.data.scenes.paint import paint
+from vlformer_cli.data.scenes.photos import PhotoLibrary
 from vlformer_cli.data.scenes.plan import plan
 from vlformer_cli.data.scenes.render import Labels, Sprite, describe, shrink, sprite, stack
 from vlformer_cli.data.scenes.shapes import coin
@@ -26,14 +29,30 @@ from vlformer_cli.data.store import PreparedWriter
 from vlformer_cli.data.workers import run_chunks
 from vlformer_cli.types import Ref, VLFormerError
 
-FEWEST_OBJECTS = {"mix": 3, "directions": 2}
+FEWEST_OBJECTS = {"mix": 3, "directions": 2, "photos": 1}
 """The scenarios, and the objects without which a plan of theirs is drawn again."""
 SPLITS = ("train", "val", "test")
 CHUNK = 32  # scenes handed to a worker at once
-IDS = 16  # ref_id and sent_id of one image lie in [ordinal * IDS, ordinal * IDS + IDS)
+IDS = {"mix": 16, "directions": 16, "photos": 64}
+"""ref_id and sent_id of one image lie in [ordinal * IDS, ordinal * IDS + IDS); the last ref_id means nothing."""
 DRAWS = 60  # plans tried before a seed is called impossible
 SMALLEST = 64
 JPEG_QUALITY = (70, 96)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What the scenes of a data set are like."""
+
+    size: int = 192
+    """Pixels of the longer side."""
+    scenario: str = "mix"
+    bent: float = 0.0
+    """How far outlines depart from their kinds' own, from 0 to 1."""
+    no_target: float = 0.0
+    """Expressions that mean nothing, as a part of those that mean something."""
+    photos: Path | None = None
+    """Scenario photos: the folder with `images/` and `instances.json`."""
 
 
 class Task(NamedTuple):
@@ -43,8 +62,7 @@ class Task(NamedTuple):
     first: int
     last: int
     seed: int
-    size: int
-    scenario: str
+    recipe: Recipe
 
 
 class Saved(NamedTuple):
@@ -72,20 +90,42 @@ def split_of(ordinal: int) -> str:
     return {18: "val", 19: "test"}.get(ordinal % 20, "train")
 
 
-def draw_scene(rng: Generator, ordinal: int, size: int = 192, scenario: str = "mix") -> Drawn:
+def draw_scene(rng: Generator, ordinal: int, recipe: Recipe = Recipe()) -> Drawn:
     """Draws plans until one of them carries enough expressions, and paints that one."""
-    width, height = _canvas(rng, size)
+    library = _library(recipe.photos) if recipe.photos is not None else None
+    width, height = _canvas(rng, recipe.size)
     for _ in range(DRAWS):
-        drafts = plan(rng, width, height, scenario)
-        outline = int(rng.integers(1, 4)) if coin(rng, 0.35) else 0
-        sprites = [sprite(rng, draft, outline) for draft in drafts]
-        sprites, scene, labels_HW = _settle(sprites, width, height, ordinal)
-        if len(sprites) < FEWEST_OBJECTS[scenario]:
+        made = _compose(rng, recipe, library, width, height)
+        sprites, scene, labels_HW = _settle(made.sprites, width, height, ordinal)
+        if len(sprites) < FEWEST_OBJECTS[recipe.scenario]:
             continue
-        expressions = write_expressions(rng, scene, scenario)
-        if len(expressions) >= FEWEST:
-            return Drawn(scene, labels_HW, paint(rng, sprites, width, height), tuple(expressions))
-    raise AssertionError(f"no scene of {size} pixels could be drawn for picture {ordinal}")
+        expressions = write_expressions(rng, scene, _setting(recipe, library, made))
+        if sum(e.referent is not None for e in expressions) >= FEWEST[recipe.scenario]:
+            picture = paint(rng, sprites, width, height, made.backdrop_hw3)
+            return Drawn(scene, labels_HW, picture, tuple(expressions))
+    raise AssertionError(f"no scene of {recipe.size} pixels could be drawn for picture {ordinal}")
+
+
+def _compose(rng: Generator, recipe: Recipe, library: PhotoLibrary | None, width: int, height: int) -> Collage:
+    if library is not None:
+        return collage(rng, library, width, height, recipe.bent)
+    drafts = plan(rng, width, height, recipe.scenario)
+    outline = int(rng.integers(1, 4)) if coin(rng, 0.35) else 0
+    return Collage([sprite(rng, draft, outline, recipe.bent) for draft in drafts])
+
+
+def _setting(recipe: Recipe, library: PhotoLibrary | None, made: Collage) -> Setting:
+    if library is None:
+        return Setting(recipe.scenario, no_target=recipe.no_target)
+    on_photo = made.backdrop_hw3 is not None
+    kinds = tuple(library.kinds) if on_photo else tuple(sorted({*library.kinds, *KINDS}))
+    return Setting(recipe.scenario, kinds, on_photo, recipe.no_target)
+
+
+@lru_cache(maxsize=1)
+def _library(folder: Path) -> PhotoLibrary:
+    """A worker reads it once."""
+    return PhotoLibrary(folder)
 
 
 def _settle(sprites: list[Sprite], width: int, height: int, ordinal: int) -> tuple[list[Sprite], Scene, Labels]:
@@ -94,7 +134,8 @@ def _settle(sprites: list[Sprite], width: int, height: int, ordinal: int) -> tup
         canvas = stack(sprites, width, height)
         labels_HW = shrink(canvas, len(sprites))
         scene = describe(sprites, canvas, labels_HW, ordinal)
-        seen = [sprites[i] for i in scene.referents()]
+        clear = set(scene.referents())
+        seen = [item for i, item in enumerate(sprites) if item.fixed or i in clear]
         if len(seen) == len(sprites):
             return sprites, scene, labels_HW
         sprites = seen
@@ -106,23 +147,23 @@ def _canvas(rng: Generator, size: int) -> tuple[int, int]:
     return ((size, shorter), (shorter, size), *[(size, size)] * 6)[int(rng.integers(8))]
 
 
-def refs_of(drawn: Drawn, image: str) -> list[Ref]:
-    """One ref per object that an expression is about."""
+def refs_of(drawn: Drawn, image: str, ids_per_image: int = IDS["mix"]) -> list[Ref]:
+    """One ref per object that an expression is about, and one for all that mean nothing."""
     scene = drawn.scene
-    ids = scene.image_id * IDS
+    ids = scene.image_id * ids_per_image
     refs = []
     for index, group in groupby(enumerate(drawn.expressions), key=lambda pair: pair[1].referent):
-        pairs, thing = list(group), scene.objects[index]
+        pairs, thing = list(group), None if index is None else scene.objects[index]
         ref = Ref(
             image=image,
             image_id=scene.image_id,
             width=scene.width,
             height=scene.height,
-            ref_id=ids + index,
-            ann_ids=(ids + index,),
-            category=thing.kind,
-            bbox=thing.bbox,
-            segmentation=encode_mask(drawn.labels_HW == index),
+            ref_id=ids + (ids_per_image - 1 if index is None else index),
+            ann_ids=() if index is None else (ids + index,),
+            category=thing.kind if thing else "",
+            bbox=thing.bbox if thing else (0.0, 0.0, 0.0, 0.0),
+            segmentation=encode_mask(drawn.labels_HW == index) if thing else None,
             expressions=tuple(e.text for _, e in pairs),
             sent_ids=tuple(ids + position for position, _ in pairs),
             kinds=tuple(e.label for _, e in pairs),
@@ -136,12 +177,12 @@ def _draw_chunk(task: Task) -> list[Saved]:
     done = []
     for ordinal in range(task.first, task.last):
         rng = np.random.default_rng([task.seed, ordinal])
-        drawn = draw_scene(rng, ordinal, task.size, task.scenario)
+        drawn = draw_scene(rng, ordinal, task.recipe)
         image = f"{split_of(ordinal)}/{ordinal:06d}.jpg"
         quality = int(rng.integers(*JPEG_QUALITY))
         _, data = cv2.imencode(".jpg", drawn.picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
         (task.folder / image).write_bytes(data.tobytes())
-        done.append(Saved(split_of(ordinal), refs_of(drawn, image), drawn.scene.to_json()))
+        done.append(Saved(split_of(ordinal), refs_of(drawn, image, IDS[task.recipe.scenario]), drawn.scene.to_json()))
     return done
 
 
@@ -150,25 +191,24 @@ def generate_scenes(
     *,
     images: int,
     seed: int,
-    size: int = 192,
+    recipe: Recipe = Recipe(),
     workers: int | None = None,
-    scenario: str = "mix",
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Draws a data set of `images` pictures into `directory` and returns its manifest.
 
-    The bytes depend on the number of pictures, the seed, the size and the scenario only, not on the number of workers
+    The bytes depend on the number of pictures, the seed and the recipe only, not on the number of workers
     (default: one per core). `progress` is called with the pictures done and the pictures in all. Workers are spawned:
     a script that calls this needs `if __name__ == "__main__"`. Raises VLFormerError for values that cannot be drawn.
     """
-    _check(images, seed, size, scenario)
+    _check(images, seed, recipe)
     with PreparedWriter(directory, dataset="scenes", split_by=f"seed{seed}", overwrite=overwrite) as writer:
         folder = writer.folder / writer.manifest["image_root"]
         for split in SPLITS:
             (folder / split).mkdir(parents=True)
         starts = range(0, images, CHUNK)
-        tasks = [Task(folder, first, min(first + CHUNK, images), seed, size, scenario) for first in starts]
+        tasks = [Task(folder, first, min(first + CHUNK, images), seed, recipe) for first in starts]
         with closing(run_chunks(_draw_chunk, tasks, workers)) as chunks:  # ends the workers whatever happens
             _collect(writer.folder, chunks, images, progress)
         for split in SPLITS:
@@ -176,7 +216,7 @@ def generate_scenes(
             with waiting.open(encoding="utf-8") as lines:
                 writer.write_split(split, (Ref.from_json(json.loads(line)) for line in lines))
             waiting.unlink()
-        writer.manifest["scenes"] = {"images": images, "seed": seed, "size": size, "scenario": scenario}
+        writer.manifest["scenes"] = {"images": images, "seed": seed, **_as_json(recipe)}
     return writer.manifest
 
 
@@ -197,12 +237,26 @@ def _collect(
                 progress(done, images)
 
 
-def _check(images: int, seed: int, size: int, scenario: str) -> None:
+def _as_json(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without what is as always: the bytes of a manifest do not change when the recipe gets a field."""
+    said = {"size": recipe.size, "scenario": recipe.scenario}
+    more = {"bent": recipe.bent, "no_target": recipe.no_target, "photos": str(recipe.photos or "")}
+    return {**said, **{name: value for name, value in more.items() if value}}
+
+
+def _check(images: int, seed: int, recipe: Recipe) -> None:
     if images < 1:
         raise VLFormerError(f"{images} pictures cannot be drawn: ask for at least 1")
     if seed < 0:
         raise VLFormerError(f"the seed {seed} is negative: use 0 or more")
-    if size < SMALLEST:
-        raise VLFormerError(f"pictures of {size} pixels are too small to draw in: use at least {SMALLEST}")
-    if scenario not in FEWEST_OBJECTS:
-        raise VLFormerError(f"there is no scenario {scenario!r}; there are: {', '.join(FEWEST_OBJECTS)}")
+    if recipe.size < SMALLEST:
+        raise VLFormerError(f"pictures of {recipe.size} pixels are too small to draw in: use at least {SMALLEST}")
+    if recipe.scenario not in FEWEST_OBJECTS:
+        raise VLFormerError(f"there is no scenario {recipe.scenario!r}; there are: {', '.join(FEWEST_OBJECTS)}")
+    for name, value in (("bent", recipe.bent), ("no_target", recipe.no_target)):
+        if not 0 <= value <= 1:
+            raise VLFormerError(f"{name} is {value}: it is a part, from 0 to 1")
+    if (recipe.scenario == "photos") != (recipe.photos is not None):
+        raise VLFormerError("the scenario photos, and no other, needs a folder with images/ and instances.json")
+    if recipe.photos is not None:
+        _library(recipe.photos)  # what is wrong with it is said before anything is written

@@ -26,7 +26,7 @@ SIDES = {"left of": "left", "right of": "right", "above": "top", "below": "botto
 
 @dataclass(frozen=True, slots=True)
 class Looks:
-    """A filter on looks; None lets everything pass."""
+    """A filter on looks; None lets everything pass. Of a thing in a photograph, looks may be unknown (empty)."""
 
     kind: str | None = None
     colour: str | None = None
@@ -34,13 +34,17 @@ class Looks:
     pattern: str | None = None
 
     def accepts(self, thing: SceneObject, loose: bool) -> bool:
-        """Whether the object has these looks; loosely, a colour that is easily mixed up passes too."""
+        """Whether the object has these looks; loosely, what is unknown and a colour easily mixed up pass too."""
+        likely = ("",) if loose else ()
         return (
             self.kind in (None, thing.kind)
-            and self.size in (None, thing.size)
-            and self.pattern in (None, thing.pattern)
-            and (self.colour in (None, thing.colour) or (loose and frozenset({self.colour, thing.colour}) in ALIKE))
+            and (self.size is None or thing.size in (self.size, *likely))
+            and (self.pattern is None or thing.pattern in (self.pattern, *likely))
+            and (self.colour is None or thing.colour in (self.colour, *likely) or (loose and self._alike(thing)))
         )
+
+    def _alike(self, thing: SceneObject) -> bool:
+        return frozenset({self.colour, thing.colour}) in ALIKE
 
 
 @dataclass(frozen=True, slots=True)

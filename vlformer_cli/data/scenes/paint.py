@@ -27,17 +27,32 @@ FIXED_TONES = (
 """RGB of INK, PALE, METAL, WOOD, LEAF, GLASS and FLAME."""
 
 
-def paint(rng: Generator, sprites: list[Sprite], width: int, height: int) -> Picture:
-    """The RGB picture: background, objects with shadows, light and the faults of a camera."""
-    backdrop = background(rng, width, height)
-    canvas = cv2.resize(backdrop, (width * ZOOM, height * ZOOM), interpolation=cv2.INTER_LINEAR)
+def paint(
+    rng: Generator, sprites: list[Sprite], width: int, height: int, backdrop_hw3: Picture | None = None
+) -> Picture:
+    """The RGB picture: background, objects with shadows, light and the faults of a camera.
+
+    `backdrop_hw3`: a photograph at twice the size; None: a background is drawn.
+    """
+    if backdrop_hw3 is None:
+        drawn = background(rng, width, height)
+        canvas = np.asarray(
+            cv2.resize(drawn, (width * ZOOM, height * ZOOM), interpolation=cv2.INTER_LINEAR), dtype=np.uint8
+        )
+    else:
+        canvas = backdrop_hw3.copy()
     light = u(rng, 0, 2 * np.pi)
     shadow = u(rng, 0.15, 0.5) if coin(rng, 0.8) else 0.0
     depth = 0.0 if coin(rng, 0.15) else u(rng, 0.05, 0.35)
     tones = (u(rng, 0.55, 0.92), u(rng, 0.1, 0.5))
     for item in sprites:
+        if item.fixed:
+            continue
         if shadow:
             _cast(canvas, item, shadow, light)
+        if item.pixels_hw3 is not None:
+            _paste(canvas, item, item.pixels_hw3)
+            continue
         on_canvas, in_sprite = window(item, canvas)
         solid = item.tones_hw[in_sprite] > 0
         canvas[on_canvas][solid] = _coloured(rng, item, light, depth, tones)[in_sprite][solid]
@@ -52,6 +67,16 @@ def _cast(canvas: Picture, item: Sprite, strength: float, light: float) -> None:
     on_canvas, in_sprite = window(shifted, canvas)
     part = canvas[on_canvas]
     part[:] = (part * (1 - strength * soft[in_sprite])[..., None]).astype(np.uint8)
+
+
+def _paste(canvas: Picture, item: Sprite, pixels_hw3: Picture) -> None:
+    """A cut-out with a soft edge, so that no hard rim tells where it ends."""
+    solid = (item.tones_hw > 0).astype(np.float32)
+    soft = cv2.GaussianBlur(solid, (0, 0), 0.8 * ZOOM / 2) * solid
+    on_canvas, in_sprite = window(item, canvas)
+    alpha = soft[in_sprite][..., None]
+    part = canvas[on_canvas]
+    part[:] = (part * (1 - alpha) + pixels_hw3[in_sprite] * alpha).astype(np.uint8)
 
 
 def _coloured(rng: Generator, item: Sprite, light: float, depth: float, tones: tuple[float, float]) -> Picture:

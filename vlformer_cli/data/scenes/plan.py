@@ -37,7 +37,7 @@ def pick(rng: Generator, options: Sequence[T]) -> T:
 def plan(rng: Generator, width: int, height: int, scenario: str) -> list[Draft]:
     """The drafts of one scene in the order of painting; fewer than wished where there is no room."""
     looks = _same_looks(rng) if scenario == "directions" else _mixed_looks(rng)
-    drafts = _place(rng, looks, width, height)
+    drafts = place(rng, looks, width, height)
     if coin(rng, 0.65):
         return sorted(drafts, key=lambda d: d.y + d.extent / 2)
     return [drafts[i] for i in rng.permutation(len(drafts))]
@@ -77,24 +77,28 @@ def _mixed_looks(rng: Generator) -> list[Draft]:
     return looks
 
 
-def _place(rng: Generator, looks: list[Draft], width: int, height: int) -> list[Draft]:
-    """The group of the first kind scattered, in a row or in a column; some others deliberately overlapping."""
+def place(rng: Generator, looks: list[Draft], width: int, height: int, around: Sequence[Draft] = ()) -> list[Draft]:
+    """The group of the first kind scattered, in a row or in a column; some others deliberately overlapping.
+
+    `around`: what is there already.
+    """
     scale = (width * height) ** 0.5 / 192
     layout = pick(rng, ("scatter", "scatter", "row", "column"))
     crowding = pick(rng, (0.02, 0.1, 0.2))
     overlaps = 0 if coin(rng, 0.35) else int(rng.integers(1, 3))
     line = (u(rng, 0.25, 0.75) * width, u(rng, 0.25, 0.75) * height)
-    placed: list[Draft] = []
+    placed = list(around)
     for look in looks:
         low, high = SIZES[look.size]
-        draft = replace(look, extent=u(rng, low, high) * scale * KINDS[look.kind].scale)
+        own = KINDS[look.kind].scale if look.kind in KINDS else 1.0
+        draft = replace(look, extent=u(rng, low, high) * scale * own)
         near = bool(placed) and overlaps > 0 and coin(rng, 0.5)
         in_line = layout if look.kind == looks[0].kind else "scatter"
         spot = _find_spot(rng, draft, placed, (width, height), line, in_line, crowding, near)
         if spot is not None:
             overlaps -= near
             placed.append(spot)
-    return placed
+    return placed[len(around) :]
 
 
 def _find_spot(

@@ -32,12 +32,21 @@ class Sprite:
     tones_hw: Labels
     x: int
     y: int
+    pixels_hw3: NDArray[np.uint8] | None = None
+    """Of a cut-out, which is pasted as it is; None: the tones are painted in the draft's colour."""
+    fixed: bool = False
+    """It is part of the photograph in the background, and neither painted nor taken away."""
 
 
-def sprite(rng: Generator, draft: Draft, outline: int) -> Sprite:
-    """Draws one object; `outline` is the width in pixels of the dark line round every part, or 0."""
+def sprite(rng: Generator, draft: Draft, outline: int, bent: float = 0.0) -> Sprite:
+    """Draws one object; `outline` is the width in pixels of the dark line round every part, or 0.
+
+    `bent`: how far its outline departs from the kind's own, from 0 to 1.
+    """
     kind = KINDS[draft.kind]
     parts = kind.draw(rng)
+    if bent > 0:
+        parts = _bent(rng, parts, bent)
     corners = np.concatenate([part.points for part in parts])
     low, high = corners.min(0), corners.max(0)
     scale = draft.extent * ZOOM / float((high - low).max())
@@ -56,6 +65,25 @@ def _turn(rng: Generator, most: float) -> Points:
     angle, aspect = np.deg2rad(u(rng, -most, most)), u(rng, 0.87, 1.15)
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     return np.asarray(rotation @ np.diag([(1 if coin(rng) else -1) * min(aspect, 1.0), min(1 / aspect, 1.0)]))
+
+
+def _bent(rng: Generator, parts: list[Part], bent: float) -> list[Part]:
+    """The parts in other proportions, slanted, and with one slow wave along each axis, all together."""
+    corners = np.concatenate([part.points for part in parts])
+    middle, size = (corners.min(0) + corners.max(0)) / 2, float(np.ptp(corners, axis=0).max())
+    stretch = np.exp(np.array([1, -1]) * u(rng, -0.3, 0.3) * bent)
+    slant = np.array([[1.0, u(rng, -0.2, 0.2) * bent], [0.0, 1.0]])
+    height_2, count_2 = rng.uniform(-0.06, 0.06, 2) * bent * size, rng.uniform(0.5, 1.6, 2)
+    begin_2, swell = rng.uniform(0, 2 * np.pi, 2), u(rng, -0.35, 0.35) * bent
+
+    def moved(points: Points) -> Points:
+        out = (points - middle) * stretch
+        out[:, 0] *= 1 + swell * out[:, 1] / size  # wider above or below
+        out += height_2 * np.sin(2 * np.pi * count_2 * out[:, ::-1] / size + begin_2)
+        return np.asarray(out @ slant.T)
+
+    width = np.exp(u(rng, -0.4, 0.4) * bent)
+    return [Part(part.tone, moved(part.points), part.width * width) for part in parts]
 
 
 def _draw(tones: Labels, part: Part, points: Points, scale: float, outline: int) -> None:
@@ -100,16 +128,19 @@ def shrink(labels: Labels, count: int) -> Labels:
 
 def describe(sprites: list[Sprite], labels: Labels, small_HW: Labels, image_id: int) -> Scene:
     """The scene that was stacked; an object of which nothing is seen has an area of 0."""
-    objects = tuple(_describe_one(i, item, labels, small_HW, len(sprites)) for i, item in enumerate(sprites))
+    objects = tuple(_describe_one(i, sprites, labels, small_HW) for i in range(len(sprites)))
     return Scene(image_id, small_HW.shape[1], small_HW.shape[0], objects)
 
 
-def _describe_one(index: int, item: Sprite, labels: Labels, small_HW: Labels, count: int) -> SceneObject:
+def _describe_one(index: int, sprites: list[Sprite], labels: Labels, small_HW: Labels) -> SceneObject:
+    item = sprites[index]
     on_canvas, in_sprite = window(item, labels)
     solid = item.tones_hw > 0
     full = int(np.count_nonzero(solid))
-    seen = np.bincount(labels[on_canvas][solid[in_sprite]], minlength=count)
-    hidden = tuple((j, round(float(seen[j]) / full, 4)) for j in range(index + 1, count) if seen[j])
+    seen = np.bincount(labels[on_canvas][solid[in_sprite]], minlength=len(sprites))
+    hidden = tuple((j, round(float(seen[j]) / full, 4)) for j in range(index + 1, len(sprites)) if seen[j])
+    if item.fixed:  # which of two things of a photograph is in front is not annotated
+        hidden = tuple((j, part) for j, part in hidden if not sprites[j].fixed)
     mask = small_HW == index
     columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
     box = (0.0, 0.0, 0.0, 0.0)

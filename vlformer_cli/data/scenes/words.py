@@ -35,6 +35,16 @@ KIND_WORDS: dict[str, tuple[str, ...]] = {
     "house": ("home",),
     "mushroom": ("toadstool",),
     "pencil": ("crayon",),
+    "person": ("human",),
+    "couch": ("sofa",),
+    "tv": ("television",),
+    "motorcycle": ("motorbike",),
+    "bicycle": ("bike",),
+    "donut": ("doughnut",),
+    "remote": ("remote control",),
+    "laptop": ("laptop computer",),
+    "backpack": ("rucksack",),
+    "refrigerator": ("fridge",),
 }
 """What else a kind is called; about a quarter of the time."""
 COLOUR_WORDS = {"gray": ("grey",), "purple": ("violet",), "cyan": ("turquoise", "teal")}
@@ -51,6 +61,8 @@ PATTERN_TAILS = {
     "checked": ("with checks", "with squares"),
     "plain": ("without a pattern",),
 }
+PLURALS = {"fish": "fish", "person": "people", "knife": "knives", "mouse": "mice", "sheep": "sheep"}
+"""Those that no rule gives; "skis" and "scissors" are plurals already."""
 RANKS = {1: ("first", "1st"), 2: ("second", "2nd"), 3: ("third", "3rd"), 4: ("fourth", "4th")}
 COUNTS = {2: "two", 3: "three", 4: "four", 5: "five"}
 SUPERLATIVES = {"biggest": ("biggest", "largest"), "smallest": ("smallest", "tiniest")}
@@ -118,8 +130,8 @@ def plural(word: str) -> str:
     >>> plural("box"), plural("butterfly"), plural("key"), plural("dish")
     ('boxes', 'butterflies', 'keys', 'dishes')
     """
-    if word == "fish":
-        return word
+    if word in PLURALS or word.endswith(("skis", "scissors")):
+        return PLURALS.get(word, word)
     if word.endswith(("x", "sh", "ch", "s")):
         return word + "es"
     consonant_y = word.endswith("y") and word[-2] not in "aeiou"

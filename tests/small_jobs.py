@@ -14,9 +14,10 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from vlformer_cli.config import Config, to_tree
+from vlformer_cli.config import Config
 from vlformer_cli.engine.run import Run
 from vlformer_cli.engine.step import StepResult
+from vlformer_cli.tree import to_tree
 
 
 def write_config(config: Config, path: Path) -> Path:

@@ -187,7 +187,7 @@ def test_eval_of_expressions_that_mean_nothing_has_dashes(
     assert run("prepare-data", "custom", "--from", Path(__file__).parents[1] / "examples/custom") == 0
     assert run("eval", "--dataset", "custom", "--weights", small_weights) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[3:]]
-    assert [row[0] for row in rows] == ["all", "attribute", "location", "nothing"]
+    assert [row[0] for row in rows] == ["all", "attribute", "location", "nothing", "N-acc"]
     assert [row.count("-") for row in rows] == [0, 0, 0, 6]
     assert {len(row) for row in rows} == {11}
 

@@ -13,12 +13,13 @@ import torch
 from skimage import data
 from small_model import SMALL
 
-from vlformer_cli.config import Config, LossConfig, ModelConfig, TrainConfig, from_tree, load_config, to_tree
+from vlformer_cli.config import Config, LossConfig, ModelConfig, TrainConfig, load_config
 from vlformer_cli.data.sources.published import PUBLISHED, resolve_dataset
 from vlformer_cli.engine.weights_table import leak_of_tag
 from vlformer_cli.loss.build import build_criterion
 from vlformer_cli.model.build import build_backbone, build_model, load_in_order, package_weights
 from vlformer_cli.model.vlformer import VLFormer
+from vlformer_cli.tree import from_tree, to_tree
 from vlformer_cli.types import VLFormerError
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -137,6 +138,12 @@ def test_overrides_reach_every_depth() -> None:
     [
         ("train.step=7", "no field 'step' in TrainConfig, did you mean 'steps'?"),
         ("train.steps=many", "train: steps takes int, not 'many'"),
+        ("train.steps=0", "train: steps is 0: at least 1"),
+        ("train.lr=nan", "lr is nan: at least 1e-12"),
+        ("train.drop_at=[0.5, 70]", "drop_at[1] is 70.0: from 0 to 1"),
+        ("data.images_per_step=-2", "images_per_step is -2: at least 1"),
+        ("model.queries=0", "queries is 0: at least 1"),
+        ("loss.importance=2", "importance is 2.0: from 0 to 1"),
         ("train.steps=true", "steps takes int, not True"),
         ("train.schedule=linear", "schedule is 'linear'; it can be 'step', 'cosine'"),
         ("train.drop_at=0.5", "drop_at takes a list, not 0.5"),

@@ -14,13 +14,14 @@ from skimage import data
 from small_model import SMALL
 from torch import Tensor, nn
 
-from vlformer_cli.config import BackboneConfig, to_tree
+from vlformer_cli.config import BackboneConfig
 from vlformer_cli.data.tokenize import tokenize
 from vlformer_cli.data.transforms import resize_image
 from vlformer_cli.engine import export
 from vlformer_cli.engine.checkpoint import LoadedModel, load_weights
 from vlformer_cli.engine.engines import INPUTS, OUTPUTS, Run
 from vlformer_cli.model.build import build_model
+from vlformer_cli.tree import to_tree
 from vlformer_cli.types import VLFormerError
 
 EXPRESSIONS = ["the cup", "spoon right of the saucer", "a"]

@@ -17,9 +17,10 @@ from small_model import SMALL
 from test_download import Server, server  # noqa: F401 - a fixture
 from test_refer import draw_pictures, world, write_refer
 
-from vlformer_cli.config import Config, DataConfig, DataSource, LossConfig, TrainConfig, to_tree
+from vlformer_cli.config import Config, DataConfig, DataSource, LossConfig, TrainConfig
 from vlformer_cli.data import family, mirrors
 from vlformer_cli.data.mirrors import Place
+from vlformer_cli.tree import to_tree
 
 
 @pytest.fixture

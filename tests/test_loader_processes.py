@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import subprocess
 from dataclasses import replace
@@ -13,6 +14,8 @@ from small_jobs import command, finish, start, wait_for, write_config
 
 from vlformer_cli.config import Config
 from vlformer_cli.data.scenes.generate import Recipe, generate_scenes
+from vlformer_cli.engine.loader import worker_failures
+from vlformer_cli.types import VLFormerError
 
 
 @pytest.fixture
@@ -90,3 +93,26 @@ def test_what_failed_in_a_loader_process_is_said_in_one_line(
     assert "Traceback" not in said
     complaint = next(line for line in said.splitlines() if line.startswith("vlformer: "))
     assert complaint.startswith("vlformer: 10 pictures in a row of scenes-seed1/train cannot be read; the last")
+
+
+def gone_while_failing() -> None:
+    """As when the signal that a worker is gone arrives in the midst of cleaning up."""
+    try:
+        raise ZeroDivisionError("integer modulo by zero")
+    finally:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Aborted. ")
+
+
+def gone_while_waiting() -> None:
+    """As torch says it when it waits in vain."""
+    try:
+        raise queue.Empty
+    except queue.Empty as waiting:
+        raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly") from waiting
+
+
+def test_a_worker_that_goes_while_the_run_fails_does_not_hide_why() -> None:
+    with pytest.raises(ZeroDivisionError), worker_failures():
+        gone_while_failing()
+    with pytest.raises(VLFormerError, match="a process that loads data ended"), worker_failures():
+        gone_while_waiting()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -255,3 +256,13 @@ def test_weights_files_that_are_not_ours(tmp_path: Path) -> None:
     (tmp_path / "pickle.safetensors").write_bytes(b"\x80\x04cposix\nsystem\n(S'echo pwned'\ntR.")
     with pytest.raises(VLFormerError, match="not a whole"):
         load_weights(tmp_path / "pickle.safetensors")
+
+
+def test_what_happens_every_0_steps_happens_at_the_end_alone(small_run: Config, tmp_path: Path) -> None:
+    never = replace(small_run.train, eval_every=0, save_every=0, log_every=0, warmup=0)
+    trained = train(replace(small_run, train=never), tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert {row["step"] for row in rows} == {6}
+    assert [path.name for path in (tmp_path / "run/checkpoints").glob("*.pt")] == ["step-00000006.pt"]
+    assert trained.best is not None
+    assert trained.best[1] == 6

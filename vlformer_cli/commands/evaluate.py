@@ -40,6 +40,12 @@ def evaluate(
     device: Device = "auto",
     threads: Threads = 0,
     precision: Precision = "fp32",
+    min_score: Annotated[
+        float,
+        typer.Option(
+            "--min-score", min=0, max=1, help="Answers that score less are empty masks. [default: 0, none is]"
+        ),
+    ] = 0.0,
 ) -> None:
     """Evaluate weights on a split at the original resolution: oIoU, mIoU, Pr@0.5-0.9, per kind, best of Q."""
     from vlformer_cli.data.build import find_dataset
@@ -52,10 +58,14 @@ def evaluate(
     prepared = PreparedSplit(find_dataset(data, dataset), split)
     loaded = load_engine(weights, device, threads, precision)
     folder = output or Path("outputs") / "eval"
-    found = run(
-        Predictor(loaded.engine, loaded.config), prepared, limit=limit, predictions=folder / "predictions.jsonl"
-    )
-    document = {**found.to_json(), "weights": describe_weights(loaded), "environment": environment()}
+    predictor = Predictor(loaded.engine, loaded.config, min_score=min_score)
+    found = run(predictor, prepared, limit=limit, predictions=folder / "predictions.jsonl")
+    document = {
+        **found.to_json(),
+        "min_score": min_score,
+        "weights": describe_weights(loaded),
+        "environment": environment(),
+    }
     write_atomically(folder / "metrics.json", lambda path: path.write_text(json.dumps(document, indent=1)))
     if as_json:
         print_json(document)
@@ -92,6 +102,11 @@ def print_table(found: Evaluation, model: str, weights: str) -> None:
         own = [one.miou, one.oiou, *(one.precision.get(x) for x in THRESHOLDS)]
         cells = [_percent(share) for share in own], [_percent(best.miou), _percent(best.precision.get(THRESHOLDS[0]))]
         print(_line(name, str(one.count), *cells[0], "", *cells[1]), flush=True)
+    if found.summary.n_acc is not None:
+        print(
+            f"N-acc (empty where nothing is meant) {_percent(found.summary.n_acc)}, "
+            f"T-acc (not empty elsewhere) {_percent(found.summary.t_acc)}"
+        )
 
 
 def _percent(share: float | None) -> str:

@@ -27,6 +27,12 @@ def predict(
     device: Device = "auto",
     threads: Threads = 0,
     precision: Precision = "fp32",
+    min_score: Annotated[
+        float | None,
+        typer.Option(
+            "--min-score", min=0, max=1, help="Nothing matches below it; 0: always answer. [default: the model's]"
+        ),
+    ] = None,
 ) -> None:
     """Segment what an expression means in a picture: writes a mask (0/255 PNG) and an overlay for each pair."""
     images, expressions = split_words(words, expression or [])
@@ -34,15 +40,15 @@ def predict(
     from vlformer_cli.engine.predict_files import predict_files
 
     loaded = load_engine(weights, device, threads, precision)
-    done = predict_files(Predictor(loaded.engine, loaded.config), images, expressions, output)
+    predictor = Predictor(loaded.engine, loaded.config, min_score=min_score)
+    done = predict_files(predictor, images, expressions, output)
     if as_json:
         model = {"name": loaded.config.name, "weights": str(loaded.path)}
         print_json({"model": model, "results": [result.to_json() for result in done.results]})
     else:
         for result in done.results:
-            print(
-                f'{result.image}: "{result.expression}" -> {result.mask} ({result.area} px, score {result.score:.2f})'
-            )
+            found = result.mask if result.matches else "nothing matches"
+            print(f'{result.image}: "{result.expression}" -> {found} ({result.area} px, score {result.score:.2f})')
     for message in done.warnings:
         say(f"vlformer: {message}")
     for message in done.failures:

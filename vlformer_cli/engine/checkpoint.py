@@ -15,9 +15,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from vlformer_cli.config import ModelConfig, from_tree, to_tree
+from vlformer_cli.config import ModelConfig
 from vlformer_cli.model.build import build_model
 from vlformer_cli.model.vlformer import VLFormer
+from vlformer_cli.tree import from_tree, to_tree
 from vlformer_cli.types import VLFormerError, one_line
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "vlformer-tiny.safetensors"

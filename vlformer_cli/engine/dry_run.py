@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import yaml
 
-from vlformer_cli.config import Config, to_tree
+from vlformer_cli.config import Config
 from vlformer_cli.data.build import build_training_data, first_stage_of
 from vlformer_cli.data.dataset import collate
 from vlformer_cli.data.transforms import fitted_size
@@ -20,6 +20,7 @@ from vlformer_cli.engine.step import Stepper
 from vlformer_cli.loss.criterion import Counts
 from vlformer_cli.model.vlformer import VLFormer
 from vlformer_cli.report.live import duration
+from vlformer_cli.tree import to_tree
 from vlformer_cli.types import Batch, ImageGroup, Ref, Sample, VLFormerError
 
 STEPS = 3

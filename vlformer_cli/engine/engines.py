@@ -22,11 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlformer_cli.config import ModelConfig, from_tree
+from vlformer_cli.config import ModelConfig
 from vlformer_cli.engine.checkpoint import load_weights
 from vlformer_cli.engine.device import keep_freed_memory, pick_device, usable_cores
 from vlformer_cli.engine.fast import for_prediction
 from vlformer_cli.engine.predict import Engine
+from vlformer_cli.tree import from_tree
 from vlformer_cli.types import VLFormerError, VLFormerOutput, one_line
 
 INPUTS = ("images", "pixel_valid", "tokens", "image_index")

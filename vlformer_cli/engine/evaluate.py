@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vlformer_cli.data.dataset import images_of, ref_mask
@@ -152,8 +153,10 @@ def _evaluate_image(predictor: Predictor, split: PreparedSplit, samples: Sequenc
         for number, sample in enumerate(chunk):
             masks_QHW = candidates.masks(number, every_query)
             truth_HW = ref_mask(sample.ref)
-            scores = [score(mask, truth_HW, sent_id=sample.sent_id, kind=sample.kind) for mask in masks_QHW]
             query = int(candidates.chosen_N[number])
+            if float(candidates.score_NQ[number, query]) < predictor.min_score:
+                masks_QHW = np.zeros_like(masks_QHW)
+            scores = [score(mask, truth_HW, sent_id=sample.sent_id, kind=sample.kind) for mask in masks_QHW]
             yield SampleResult(
                 sample,
                 chosen=scores[query],

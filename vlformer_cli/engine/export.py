@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlformer_cli.config import to_tree
 from vlformer_cli.engine.checkpoint import LoadedModel, write_atomically
 from vlformer_cli.engine.engines import (
     CONFIG,
@@ -39,6 +38,7 @@ from vlformer_cli.engine.engines import (
 from vlformer_cli.engine.graph import Exported, dynamic_shapes, example_inputs
 from vlformer_cli.engine.predict import Engine, Predictor
 from vlformer_cli.engine.quantize import FOR_ONNX_RUNTIME, FOR_OPENVINO, Questions, Scheme, quantise
+from vlformer_cli.tree import to_tree
 from vlformer_cli.types import VLFormerError
 
 OPSET = 20
@@ -166,7 +166,7 @@ def _quantise(
     open_as: Callable[[Path], Engine],
     questions: Questions,
 ) -> dict[str, Any]:
-    reference = Predictor(loaded.model, loaded.config)
+    reference = Predictor(loaded.model, loaded.config, min_score=0.0)
     with _quiet():
         return quantise(source, target, schemes=schemes, reference=reference, open_as=open_as, questions=questions)
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vlformer_cli.config import BackboneConfig, Config, ModelConfig, TextConfig, to_tree
+from vlformer_cli.config import BackboneConfig, Config, ModelConfig, TextConfig
 from vlformer_cli.data.store import file_sha256
 from vlformer_cli.engine.checkpoint import EMBEDDED, FORMAT, LoadedModel, find_weights, load_weights
 from vlformer_cli.engine.foreign_weights import read_tensors, weights_files
@@ -22,6 +22,7 @@ from vlformer_cli.engine.resume import differences
 from vlformer_cli.engine.weights_table import CLEAN, Fate, Initialisation, Leak, leak_of_tag, rows_of
 from vlformer_cli.model.build import build_backbone, build_model, build_text_encoder
 from vlformer_cli.model.vlformer import VLFormer
+from vlformer_cli.tree import to_tree
 from vlformer_cli.types import VLFormerError
 
 FREE_FIELDS = {

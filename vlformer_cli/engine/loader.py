@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import queue
 import signal
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from typing import TypeGuard
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -68,7 +70,14 @@ def worker_failures() -> Iterator[None]:
     except RuntimeError as error:
         if _ENDED not in str(error):
             raise
+        if error.__cause__ is None and _is_failure(error.__context__):
+            raise error.__context__ from None  # the worker went while the training process was failing by itself
         raise VLFormerError(
             f"a process that loads data ended ({one_line(error)[:200]}): perhaps memory ran out, then lower "
             "data.workers; the run can go on with --resume"
         ) from error
+
+
+def _is_failure(context: BaseException | None) -> TypeGuard[BaseException]:
+    """Whether it is a failure of its own, and not how torch waits for its workers."""
+    return context is not None and not isinstance(context, queue.Empty) and _ENDED not in str(context)

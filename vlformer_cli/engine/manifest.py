@@ -16,12 +16,13 @@ from typing import Any
 import torch
 
 from vlformer_cli import __version__
-from vlformer_cli.config import Config, to_tree
+from vlformer_cli.config import Config
 from vlformer_cli.data.build import open_split
 from vlformer_cli.data.store import read_manifest
 from vlformer_cli.engine.checkpoint import write_atomically
 from vlformer_cli.engine.distributed import World
 from vlformer_cli.engine.weights_table import Initialisation
+from vlformer_cli.tree import to_tree
 from vlformer_cli.types import VLFormerError
 
 PACKAGES = (

@@ -34,9 +34,11 @@ class Segmentation:
     score: float
     """The chosen query's probability of meaning the referent."""
     mask: NDArray[np.bool_]
-    """HW."""
+    """HW; empty where nothing matches."""
     cut: bool
     """The expression was longer than the model's context, and only its beginning was read."""
+    matches: bool = True
+    """False: the score is below the predictor's `min_score`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +80,10 @@ class Engine(Protocol):
 class Predictor:
     """An engine with the pre- and post-processing around it, which is the same for all."""
 
-    def __init__(self, engine: Engine, config: ModelConfig) -> None:
+    def __init__(self, engine: Engine, config: ModelConfig, *, min_score: float | None = None) -> None:
+        """`min_score`: where the chosen query scores less, nothing matches; None: what the model was given."""
         self.engine, self.config, self.device = engine, config, torch.device("cpu")
+        self.min_score = config.min_score if min_score is None else min_score
         if isinstance(engine, nn.Module):
             self.device = next(engine.eval().parameters()).device
 
@@ -92,9 +96,10 @@ class Predictor:
             chunk = expressions[first : first + AT_ONCE]
             candidates, is_cut = self.ask(seen, size, image_HW3.shape[:2], chunk)
             for number, (expression, query) in enumerate(zip(chunk, candidates.chosen_N, strict=True)):
-                mask_HW = candidates.masks(number, query[None])[0]
                 score = float(candidates.score_NQ[number, query])
-                answers.append(Segmentation(expression, score, mask_HW, is_cut[number]))
+                matches = score >= self.min_score
+                mask_HW = candidates.masks(number, query[None])[0] if matches else np.zeros(candidates.size, np.bool_)
+                answers.append(Segmentation(expression, score, mask_HW, is_cut[number], matches))
         return answers
 
     @torch.inference_mode()
@@ -116,5 +121,5 @@ class Predictor:
         tokens, is_cut = tokenize(expressions, self.config.max_tokens)
         index = torch.zeros(len(expressions), dtype=torch.long, device=self.device)
         output = self.engine.ask(seen, tokens.to(self.device), index)
-        score_NQ = output.class_logits.float().softmax(-1)[..., REFERENT]
+        score_NQ = (output.class_logits.float() / self.config.temperature).softmax(-1)[..., REFERENT]
         return Candidates(score_NQ, output.mask_logits, size, (original[0], original[1])), is_cut

@@ -31,6 +31,8 @@ class FileResult:
     height: int
     expression: str
     score: float
+    matches: bool
+    """False: nothing in the picture scores enough; mask and box are empty."""
     bbox: tuple[float, float, float, float]
     """x, y, width, height in pixels."""
     area: int
@@ -78,7 +80,8 @@ def _write(image_HW3: NDArray[np.uint8], path: Path, answer: Segmentation, stem:
     mask_path, overlay_path = stem.with_name(stem.name + ".mask.png"), stem.with_name(stem.name + ".overlay.png")
     stem.parent.mkdir(parents=True, exist_ok=True)
     save_mask_png(answer.mask, mask_path)
-    save_image(draw_overlay(image_HW3, answer.mask, caption=answer.expression), overlay_path)
+    caption = answer.expression if answer.matches else f"{answer.expression}: nothing matches"
+    save_image(draw_overlay(image_HW3, answer.mask, caption=caption), overlay_path)
     rle = encode_mask(answer.mask)
     height, width = answer.mask.shape
     return FileResult(
@@ -87,6 +90,7 @@ def _write(image_HW3: NDArray[np.uint8], path: Path, answer: Segmentation, stem:
         height=height,
         expression=answer.expression,
         score=round(answer.score, 6),
+        matches=answer.matches,
         bbox=rle_bbox(rle),
         area=rle_area(rle),
         segmentation=rle,

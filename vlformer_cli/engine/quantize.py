@@ -141,7 +141,7 @@ def quantise(
     feeds = [feed for question in calibrating for feed in inputs_of(reference.config, question)]
     for scheme in schemes:
         write_int8(source, target, scheme, feeds)
-        predictor = Predictor(open_as(target), reference.config)
+        predictor = Predictor(open_as(target), reference.config, min_score=0.0)
         if scheme is schemes[-1] or agreement(reference, predictor, calibrating).miou >= KEPT:
             break
     found = agreement(reference, predictor, measuring)
@@ -157,7 +157,7 @@ def quantise(
 def inputs_of(config: ModelConfig, question: Question) -> list[Inputs]:
     """What the Predictor gives to a network for a question."""
     recorder = _Recorder()
-    Predictor(recorder, config).predict(question.image_HW3, question.expressions)
+    Predictor(recorder, config, min_score=0.0).predict(question.image_HW3, question.expressions)
     return recorder.inputs
 
 

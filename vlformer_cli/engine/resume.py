@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlformer_cli.config import Config, from_tree, to_tree
+from vlformer_cli.config import Config
 from vlformer_cli.engine.checkpoint import remove_partials
 from vlformer_cli.engine.distributed import World
 from vlformer_cli.engine.run_folder import Checkpoints
 from vlformer_cli.report.say import say
+from vlformer_cli.tree import from_tree, to_tree
 from vlformer_cli.types import VLFormerError
 
 MAY_CHANGE = (

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from vlformer_cli.config import Config, to_tree
+from vlformer_cli.config import Config
 from vlformer_cli.data.build import build_training_data, first_stage_of, open_split
 from vlformer_cli.engine.build import build_stepper
 from vlformer_cli.engine.checkpoint import save_weights, write_atomically
@@ -32,6 +32,7 @@ from vlformer_cli.model.vlformer import VLFormer
 from vlformer_cli.report.curves import save_curves
 from vlformer_cli.report.live import Now
 from vlformer_cli.report.say import say, show_table
+from vlformer_cli.tree import to_tree
 from vlformer_cli.types import Batch, VLFormerError
 
 
@@ -122,9 +123,9 @@ class Run:
         return result
 
     def due(self, every: int, *, after: int = 0) -> bool:
-        """Whether something that happens every so many steps happens now, or `after` so many more steps."""
+        """Whether what happens every so many steps (0: at the end alone) happens now, or `after` more steps."""
         step = self.step + after
-        return step % every == 0 or step == self.config.train.steps
+        return (every > 0 and step % every == 0) or step == self.config.train.steps
 
     def now(self, result: StepResult) -> Now:
         """What the display shows."""
@@ -154,7 +155,10 @@ class Run:
         began = time.monotonic()
         self.save_for_use()
         if self.val is not None and self.step > self.config.train.words_first:
-            predictor, limit = Predictor(self.best_weights, self.config.model), self.config.train.eval_samples
+            predictor, limit = (
+                Predictor(self.best_weights, self.config.model, min_score=0.0),
+                self.config.train.eval_samples,
+            )
             found = evaluate(predictor, self.val, limit=limit, title="val", world=self.world)
             if self._is_best(float(getattr(found.summary, self.config.train.best_by))):
                 self.save_for_use("best.safetensors")

@@ -188,8 +188,8 @@ def test_eval_of_expressions_that_mean_nothing_has_dashes(
     assert run("eval", "--dataset", "custom", "--weights", small_weights) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[3:]]
     assert [row[0] for row in rows] == ["all", "attribute", "location", "nothing", "N-acc"]
-    assert [row.count("-") for row in rows] == [0, 0, 0, 6]
-    assert {len(row) for row in rows} == {11}
+    assert [row.count("-") for row in rows[:4]] == [0, 0, 0, 6]
+    assert {len(row) for row in rows[:4]} == {11}
 
 
 def test_eval_leaves_out_a_picture_that_cannot_be_read(

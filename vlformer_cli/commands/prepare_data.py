@@ -57,6 +57,9 @@ def prepare_data(
     no_target: Annotated[
         float, typer.Option("--no-target", min=0, max=1, help="scenes: expressions about nothing, per other one.")
     ] = 0.0,
+    stickers: Annotated[
+        Path | None, typer.Option("--stickers", help="scenes: drawings of others, PNG files in a folder per kind.")
+    ] = None,
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="scenes: processes. [default: every core]")
     ] = None,
@@ -67,7 +70,8 @@ def prepare_data(
     root = root or data_root()
     if dataset == "scenes":
         directory = root / (f"scenes-seed{seed}" if scenario == "mix" else f"scenes-{scenario}-seed{seed}")
-        recipe = {"size": size, "scenario": scenario, "bent": bent, "no_target": no_target, "photos": source}
+        recipe = {"size": size, "scenario": scenario, "bent": bent, "no_target": no_target}
+        recipe |= {"photos": source, "stickers": stickers}
         _scenes(directory, images or "2000", seed, recipe, workers, overwrite)
     elif dataset == "custom":
         directory = root / f"custom-{split_by or 'own'}"

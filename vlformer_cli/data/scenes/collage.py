@@ -10,8 +10,9 @@ from vlformer_cli.data.scenes.backgrounds import Picture
 from vlformer_cli.data.scenes.objects import COLOURS, KINDS
 from vlformer_cli.data.scenes.photos import PhotoLibrary, cut_out, view
 from vlformer_cli.data.scenes.plan import Draft, pick, place
-from vlformer_cli.data.scenes.render import Sprite, sprite
+from vlformer_cli.data.scenes.render import Sprite
 from vlformer_cli.data.scenes.shapes import coin
+from vlformer_cli.data.scenes.stickers import Stickers, drawn
 
 LARGEST = 0.5  # of the picture's area: around a larger thing nothing could be placed
 NOT_LOOKED_FOR = frozenset({"box", "flower", "hat", "house", "lamp", "plate", "shirt", "shoe", "sock", "tree"})
@@ -27,17 +28,20 @@ class Collage:
     """The photograph at twice the size; None: a background is to be drawn."""
 
 
-def collage(rng: Generator, library: PhotoLibrary, width: int, height: int, bent: float) -> Collage:
+def collage(
+    rng: Generator, library: PhotoLibrary, width: int, height: int, bent: float, stickers: Stickers | None = None
+) -> Collage:
     """A photograph with up to three things more, or a drawn background with three to six things."""
     if coin(rng, 0.35):
-        return Collage(_things(rng, library, _kinds(rng, library, int(rng.integers(3, 7))), (width, height), [], bent))
+        kinds = _kinds(rng, library, int(rng.integers(3, 7)))
+        return Collage(_things(rng, library, kinds, (width, height), [], bent, stickers))
     seen = view(rng, library, width, height)
     own = [item.draft for item in seen.sprites]
     around = [draft for draft in own if draft.extent**2 < LARGEST * width * height]
     kinds = [kind for kind in _kinds(rng, library, int(rng.integers(0, 4))) if kind not in NOT_LOOKED_FOR]
     if kinds and own and coin(rng, 0.3):
         kinds[0] = pick(rng, own).kind  # one more of what is there: now its kind alone does not name it
-    added = _things(rng, library, kinds, (width, height), around, bent)
+    added = _things(rng, library, kinds, (width, height), around, bent, stickers)
     return Collage([*seen.sprites, *added], seen.backdrop_hw3)
 
 
@@ -51,7 +55,13 @@ def _kinds(rng: Generator, library: PhotoLibrary, count: int) -> list[str]:
 
 
 def _things(
-    rng: Generator, library: PhotoLibrary, kinds: list[str], size: tuple[int, int], around: list[Draft], bent: float
+    rng: Generator,
+    library: PhotoLibrary,
+    kinds: list[str],
+    size: tuple[int, int],
+    around: list[Draft],
+    bent: float,
+    stickers: Stickers | None,
 ) -> list[Sprite]:
     """Cut-outs where there are any, of kinds that are drawn too every other time."""
     names = ("small", "mid", "mid", "big")
@@ -63,5 +73,5 @@ def _things(
         if found is not None:
             made.append(cut_out(rng, found, draft))
         elif draft.kind in KINDS:
-            made.append(sprite(rng, draft, outline, bent))
+            made.append(drawn(rng, draft, outline, bent, stickers))
     return made

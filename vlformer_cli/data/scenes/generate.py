@@ -23,8 +23,9 @@ from vlformer_cli.data.scenes.objects import KINDS, Scene
 from vlformer_cli.data.scenes.paint import paint
 from vlformer_cli.data.scenes.photos import PhotoLibrary
 from vlformer_cli.data.scenes.plan import plan
-from vlformer_cli.data.scenes.render import Labels, Sprite, describe, shrink, sprite, stack
+from vlformer_cli.data.scenes.render import Labels, Sprite, describe, shrink, stack
 from vlformer_cli.data.scenes.shapes import coin
+from vlformer_cli.data.scenes.stickers import Stickers, drawn
 from vlformer_cli.data.store import PreparedWriter
 from vlformer_cli.data.workers import run_chunks
 from vlformer_cli.types import Ref, VLFormerError
@@ -53,6 +54,8 @@ class Recipe:
     """Expressions that mean nothing, as a part of those that mean something."""
     photos: Path | None = None
     """Scenario photos: the folder with `images/` and `instances.json`."""
+    stickers: Path | None = None
+    """Other people's drawings: a folder with a folder of PNG files for each kind; none: only our own."""
 
 
 class Task(NamedTuple):
@@ -93,9 +96,10 @@ def split_of(ordinal: int) -> str:
 def draw_scene(rng: Generator, ordinal: int, recipe: Recipe = Recipe()) -> Drawn:
     """Draws plans until one of them carries enough expressions, and paints that one."""
     library = _library(recipe.photos) if recipe.photos is not None else None
+    stickers = _stickers(recipe.stickers) if recipe.stickers is not None else None
     width, height = _canvas(rng, recipe.size)
     for _ in range(DRAWS):
-        made = _compose(rng, recipe, library, width, height)
+        made = _compose(rng, recipe, library, stickers, width, height)
         sprites, scene, labels_HW = _settle(made.sprites, width, height, ordinal)
         if len(sprites) < FEWEST_OBJECTS[recipe.scenario]:
             continue
@@ -106,12 +110,14 @@ def draw_scene(rng: Generator, ordinal: int, recipe: Recipe = Recipe()) -> Drawn
     raise AssertionError(f"no scene of {recipe.size} pixels could be drawn for picture {ordinal}")
 
 
-def _compose(rng: Generator, recipe: Recipe, library: PhotoLibrary | None, width: int, height: int) -> Collage:
+def _compose(
+    rng: Generator, recipe: Recipe, library: PhotoLibrary | None, stickers: Stickers | None, width: int, height: int
+) -> Collage:
     if library is not None:
-        return collage(rng, library, width, height, recipe.bent)
+        return collage(rng, library, width, height, recipe.bent, stickers)
     drafts = plan(rng, width, height, recipe.scenario)
     outline = int(rng.integers(1, 4)) if coin(rng, 0.35) else 0
-    return Collage([sprite(rng, draft, outline, recipe.bent) for draft in drafts])
+    return Collage([drawn(rng, draft, outline, recipe.bent, stickers) for draft in drafts])
 
 
 def _setting(recipe: Recipe, library: PhotoLibrary | None, made: Collage) -> Setting:
@@ -145,6 +151,12 @@ def _canvas(rng: Generator, size: int) -> tuple[int, int]:
     """Three quarters of the pictures are square, the others are 4:3 either way."""
     shorter = size * 3 // 4
     return ((size, shorter), (shorter, size), *[(size, size)] * 6)[int(rng.integers(8))]
+
+
+@lru_cache(maxsize=1)
+def _stickers(folder: Path) -> Stickers:
+    """A worker reads them once."""
+    return Stickers(folder)
 
 
 def refs_of(drawn: Drawn, image: str, ids_per_image: int = IDS["mix"]) -> list[Ref]:
@@ -241,6 +253,7 @@ def _as_json(recipe: Recipe) -> dict[str, Any]:
     """The recipe without what is as always: the bytes of a manifest do not change when the recipe gets a field."""
     said = {"size": recipe.size, "scenario": recipe.scenario}
     more = {"bent": recipe.bent, "no_target": recipe.no_target, "photos": str(recipe.photos or "")}
+    more["stickers"] = str(recipe.stickers or "")
     return {**said, **{name: value for name, value in more.items() if value}}
 
 
@@ -260,3 +273,5 @@ def _check(images: int, seed: int, recipe: Recipe) -> None:
         raise VLFormerError("the scenario photos, and no other, needs a folder with images/ and instances.json")
     if recipe.photos is not None:
         _library(recipe.photos)  # what is wrong with it is said before anything is written
+    if recipe.stickers is not None:
+        _stickers(recipe.stickers)

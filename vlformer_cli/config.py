@@ -133,6 +133,8 @@ class DataConfig:
     """At most so many expressions ask about each picture. Original: 1."""
     short_sides: tuple[Number, ...] = ()
     """One is drawn for each picture in training; empty: the model's own. Original: 360, 480."""
+    max_side: Count = 0
+    """Of pictures in training; 0: the model's own."""
     rotate_degrees: Amount = 15.0
     """Pictures are turned by up to so much. Original: 15."""
     colour_jitter: Share = 0.1

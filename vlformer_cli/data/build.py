@@ -47,7 +47,7 @@ def build_augmentation(data: DataConfig, model: ModelConfig) -> Augmentation:
     """What training changes about pictures."""
     return Augmentation(
         short_sides=data.short_sides or (model.short_side,),
-        max_side=model.max_side,
+        max_side=data.max_side or model.max_side,
         rotate_degrees=data.rotate_degrees,
         colour_jitter=data.colour_jitter,
         shift=data.shift,

@@ -90,7 +90,9 @@ def _made_up(config: Config, step: int) -> tuple[Batch, ...]:
     """Noise of the configured sizes and counts, with twelve tokens an expression."""
     assert config.data is not None
     data, model, rng = config.data, config.model, np.random.default_rng(config.train.seed)
-    height, width = fitted_size(*MADE_UP_SIZE, max(data.short_sides or (model.short_side,)), model.max_side)
+    height, width = fitted_size(
+        *MADE_UP_SIZE, max(data.short_sides or (model.short_side,)), data.max_side or model.max_side
+    )
     count = data.expressions_per_image
     masks = np.zeros((count, height, width), dtype=np.bool_)
     masks[:, : height // 3, : width // 3] = True

@@ -5,7 +5,7 @@ pictures by id are for validation, the others for training.
 
 python scripts/photographs.py COCO_DIR OUTPUT_DIR     # COCO_DIR holds images/ and instances.json
 vlformer prepare-data custom --from OUTPUT_DIR --images COCO_DIR/images
-vlformer prepare-data scenes --scenario photos --from OUTPUT_DIR/training     # without the pictures for validation
+vlformer prepare-data scenes --scenario photos --from OUTPUT_DIR/training     # or OUTPUT_DIR/held-out, the other 32
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def _centre(annotation: dict[str, Any]) -> float:
     return float(x + width / 2)
 
 
-def _write_training(source: Path, folder: Path, coco: dict[str, Any], pictures: list[dict[str, Any]]) -> None:
-    """The same data without the pictures for validation."""
+def _write_part(source: Path, folder: Path, coco: dict[str, Any], pictures: list[dict[str, Any]]) -> None:
+    """The same data with some of the pictures alone."""
     folder.mkdir(exist_ok=True)
     ids = {picture["id"] for picture in pictures}
     annotations = [one for one in coco["annotations"] if one["image_id"] in ids]
@@ -73,7 +73,8 @@ def main(source: Path, output: Path) -> None:
             split = "val" if number >= len(pictures) - HELD_OUT else "train"
             for ann_id, words, kind in expressions(picture, of_picture[picture["id"]]):
                 writer.writerow([picture["file_name"], ann_id, words, split, kind])
-    _write_training(source, output / "training", coco, pictures[: len(pictures) - HELD_OUT])
+    _write_part(source, output / "training", coco, pictures[:-HELD_OUT])
+    _write_part(source, output / "held-out", coco, pictures[-HELD_OUT:])
     print(f"written: {output / 'expressions.csv'}")
 
 

@@ -7,8 +7,10 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from vlformer_cli.data.store import file_sha256
 from vlformer_cli.engine.run import Run
 from vlformer_cli.engine.run_folder import Checkpoints
 from vlformer_cli.engine.step import StepResult
+from vlformer_cli.engine.stop import STARTED, began, minutes_left
 from vlformer_cli.engine.train import train
 from vlformer_cli.types import VLFormerError
 
@@ -99,6 +102,24 @@ def test_a_run_ends_before_its_time_limit(small_run: Config, tmp_path: Path) -> 
     assert (stopped.step, stopped.is_planned) == (0, True)
     assert stopped.stopped_by == "its time limit (--max-minutes)"
     assert train(small_run, tmp_path / "run", resume=True, max_minutes=10).stopped_by is None
+
+
+@pytest.mark.skipif(shutil.which("ps") is None, reason="there is no ps to ask")
+def test_the_time_limit_counts_from_the_beginning_of_the_command() -> None:
+    own = began({})
+    assert own < time.time()
+    assert own == pytest.approx(start_that_ps_says(), abs=1.5)
+    assert began({STARTED: "1000.5"}) == 1000.5
+    assert began({STARTED: "nonsense"}) == pytest.approx(own, abs=0.5)
+    assert minutes_left(None, {}) is None
+    assert minutes_left(10, {STARTED: str(time.time() - 240)}) == pytest.approx(6, abs=0.1)
+    assert minutes_left(3, {STARTED: str(time.time() - 240)}) == 0
+
+
+def start_that_ps_says() -> float:
+    """When this process was started, as ps says it."""
+    said = subprocess.run(["ps", "-o", "etimes=", "-p", str(os.getpid())], capture_output=True, text=True, check=True)
+    return time.time() - float(said.stdout)
 
 
 def test_only_the_newest_checkpoints_are_kept(small_run: Config, tmp_path: Path) -> None:

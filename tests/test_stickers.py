@@ -43,7 +43,7 @@ def only_stickers(
     folder: Path, kind: str, colour: str, count: int
 ) -> list[tuple[NDArray[np.uint8], NDArray[np.bool_], str]]:
     """Pixels, shape and the colour that was noted, of drafts that became stickers."""
-    stickers, rng, found = Stickers(folder), np.random.default_rng(0), []
+    stickers, rng, found = Stickers(folder, 0.6), np.random.default_rng(0), []
     while len(found) < count:
         item = drawn(rng, Draft(kind, colour, "mid", "plain", 48, 60, 50), 0, 0.0, stickers)
         if item.pixels_hw3 is not None:
@@ -77,7 +77,7 @@ def test_a_sticker_in_its_own_colour_is_called_by_it(folder: Path) -> None:
 
 
 def test_a_kind_without_stickers_is_drawn(folder: Path) -> None:
-    stickers, rng = Stickers(folder), np.random.default_rng(0)
+    stickers, rng = Stickers(folder, 0.6), np.random.default_rng(0)
     for _ in range(20):
         assert drawn(rng, Draft("key", "red", "mid", "plain", 48, 60, 50), 0, 0.0, stickers).pixels_hw3 is None
 

@@ -60,6 +60,9 @@ def prepare_data(
     stickers: Annotated[
         Path | None, typer.Option("--stickers", help="scenes: drawings of others, PNG files in a folder per kind.")
     ] = None,
+    sticker_share: Annotated[
+        float, typer.Option("--sticker-share", min=0, max=1, help="scenes: of the objects that there are stickers of.")
+    ] = 0.6,
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="scenes: processes. [default: every core]")
     ] = None,
@@ -71,7 +74,7 @@ def prepare_data(
     if dataset == "scenes":
         directory = root / (f"scenes-seed{seed}" if scenario == "mix" else f"scenes-{scenario}-seed{seed}")
         recipe = {"size": size, "scenario": scenario, "bent": bent, "no_target": no_target}
-        recipe |= {"photos": source, "stickers": stickers}
+        recipe |= {"photos": source, "stickers": stickers, "sticker_share": sticker_share}
         _scenes(directory, images or "2000", seed, recipe, workers, overwrite)
     elif dataset == "custom":
         directory = root / f"custom-{split_by or 'own'}"

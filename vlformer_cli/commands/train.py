@@ -46,7 +46,9 @@ def train(
     ] = 0,
     max_minutes: Annotated[
         float | None,
-        typer.Option("--max-minutes", min=0, help="Stop with a checkpoint before so many minutes are over."),
+        typer.Option(
+            "--max-minutes", min=0, help="Stop with a checkpoint before so many minutes are over, restarts included."
+        ),
     ] = None,
     keep: Annotated[
         int | None, typer.Option("--keep", min=1, help="Checkpoints to keep. [default: train.keep]")
@@ -79,10 +81,12 @@ def train(
         launch(job, sys.argv[1:])
         return
     from vlformer_cli.engine.distributed import let_the_cause_speak
+    from vlformer_cli.engine.stop import minutes_left
     from vlformer_cli.engine.train import train as run
 
     try:
-        _report(run(resolved, folder, resume=resume, max_minutes=max_minutes), folder)
+        left = minutes_left(max_minutes, os.environ)
+        _report(run(resolved, folder, resume=resume, max_minutes=left), folder)
     except PeerLostError:
         let_the_cause_speak()
         raise

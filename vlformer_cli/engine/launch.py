@@ -17,6 +17,7 @@ from torch.distributed.run import parse_args
 from torch.distributed.run import run as torchrun
 
 from vlformer_cli.engine.device import usable_cores
+from vlformer_cli.engine.stop import STARTED, began
 from vlformer_cli.types import VLFormerError
 
 JOB_NAME = "vlformer"  # of the rendezvous: machines that name the same endpoint and job meet
@@ -71,6 +72,7 @@ def launch(job: Job, arguments: Sequence[str]) -> None:
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     # or of a process that was killed Python says what it left behind before anybody says that it was killed
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"]))
+    os.environ.setdefault(STARTED, str(began(os.environ)))
     _silence_torchrun()
     try:
         with tempfile.TemporaryDirectory(prefix="vlformer-job-", ignore_cleanup_errors=True) as folder:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -18,6 +19,31 @@ TIME_LIMIT = "its time limit (--max-minutes)"
 ORPHANED = "the end of the process that started it"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 RESERVE = 1.5  # so many times what a step and a checkpoint took at the longest is kept free before the limit
+ENDING = 4.0  # and so many seconds for weights, curves and the end of the processes
+STARTED = "VLFORMER_STARTED"  # in the environment of a job's processes: when the command began, in seconds since 1970
+
+
+def began(environment: Mapping[str, str]) -> float:
+    """When the command began, in seconds since 1970: the job's, restarts included, or else this process."""
+    try:
+        return float(environment[STARTED])
+    except (KeyError, ValueError):
+        return time.time() - _age()
+
+
+def minutes_left(max_minutes: float | None, environment: Mapping[str, str]) -> float | None:
+    """Of a limit that counts from when the command began; None: no limit."""
+    return None if max_minutes is None else max(0.0, max_minutes - (time.time() - began(environment)) / 60)
+
+
+def _age() -> float:
+    """How long this process has been running: importing torch alone takes seconds. 0 where there is no /proc."""
+    try:
+        ticks = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19]  # starttime; see proc(5)
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        return max(0.0, uptime - float(ticks) / os.sysconf("SC_CLK_TCK"))
+    except (OSError, IndexError, ValueError):
+        return 0.0
 
 
 class StopRequest:
@@ -56,7 +82,7 @@ class StopRequest:
             self.reason = ORPHANED
         if self.reason is None and self._deadline is not None:
             needed = sum(t for what, t in self._longest.items() if evaluates or what != "evaluation")
-            if self._deadline - time.monotonic() < RESERVE * needed:
+            if self._deadline - time.monotonic() < RESERVE * needed + ENDING:
                 self.reason = TIME_LIMIT
         return self.reason is not None
 

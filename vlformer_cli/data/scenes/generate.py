@@ -56,6 +56,8 @@ class Recipe:
     """Scenario photos: the folder with `images/` and `instances.json`."""
     stickers: Path | None = None
     """Other people's drawings: a folder with a folder of PNG files for each kind; none: only our own."""
+    sticker_share: float = 0.6
+    """Of the objects of a kind that there are stickers of."""
 
 
 class Task(NamedTuple):
@@ -96,7 +98,7 @@ def split_of(ordinal: int) -> str:
 def draw_scene(rng: Generator, ordinal: int, recipe: Recipe = Recipe()) -> Drawn:
     """Draws plans until one of them carries enough expressions, and paints that one."""
     library = _library(recipe.photos) if recipe.photos is not None else None
-    stickers = _stickers(recipe.stickers) if recipe.stickers is not None else None
+    stickers = _stickers(recipe.stickers, recipe.sticker_share) if recipe.stickers is not None else None
     width, height = _canvas(rng, recipe.size)
     for _ in range(DRAWS):
         made = _compose(rng, recipe, library, stickers, width, height)
@@ -154,9 +156,9 @@ def _canvas(rng: Generator, size: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=1)
-def _stickers(folder: Path) -> Stickers:
+def _stickers(folder: Path, share: float) -> Stickers:
     """A worker reads them once."""
-    return Stickers(folder)
+    return Stickers(folder, share)
 
 
 def refs_of(drawn: Drawn, image: str, ids_per_image: int = IDS["mix"]) -> list[Ref]:
@@ -253,7 +255,8 @@ def _as_json(recipe: Recipe) -> dict[str, Any]:
     """The recipe without what is as always: the bytes of a manifest do not change when the recipe gets a field."""
     said = {"size": recipe.size, "scenario": recipe.scenario}
     more = {"bent": recipe.bent, "no_target": recipe.no_target, "photos": str(recipe.photos or "")}
-    more["stickers"] = str(recipe.stickers or "")
+    if recipe.stickers is not None:
+        more |= {"stickers": str(recipe.stickers), "sticker_share": recipe.sticker_share}
     return {**said, **{name: value for name, value in more.items() if value}}
 
 
@@ -266,7 +269,8 @@ def _check(images: int, seed: int, recipe: Recipe) -> None:
         raise VLFormerError(f"pictures of {recipe.size} pixels are too small to draw in: use at least {SMALLEST}")
     if recipe.scenario not in FEWEST_OBJECTS:
         raise VLFormerError(f"there is no scenario {recipe.scenario!r}; there are: {', '.join(FEWEST_OBJECTS)}")
-    for name, value in (("bent", recipe.bent), ("no_target", recipe.no_target)):
+    parts = {"bent": recipe.bent, "no_target": recipe.no_target, "sticker_share": recipe.sticker_share}
+    for name, value in parts.items():
         if not 0 <= value <= 1:
             raise VLFormerError(f"{name} is {value}: it is a part, from 0 to 1")
     if (recipe.scenario == "photos") != (recipe.photos is not None):
@@ -274,4 +278,4 @@ def _check(images: int, seed: int, recipe: Recipe) -> None:
     if recipe.photos is not None:
         _library(recipe.photos)  # what is wrong with it is said before anything is written
     if recipe.stickers is not None:
-        _stickers(recipe.stickers)
+        _stickers(recipe.stickers, recipe.sticker_share)

@@ -21,8 +21,7 @@ from vlformer_cli.data.scenes.render import ZOOM, Labels, Sprite, sprite
 from vlformer_cli.data.scenes.shapes import BODY, coin, u
 from vlformer_cli.types import VLFormerError
 
-SHARE = 0.6  # of the objects of a kind that there are stickers of
-TINTED = 0.75  # of these: the draft's colour in place of their own
+TINTED = 0.75  # of the stickers: they get the draft's colour in place of their own
 DARK = 40.0  # brightness below which a sticker is a silhouette, without shades to keep
 TURN = 12.0  # degrees to either side
 
@@ -41,8 +40,12 @@ class Sticker:
 class Stickers:
     """The PNG files of a folder, in one folder for each kind that they show."""
 
-    def __init__(self, folder: Path) -> None:
-        """Raises VLFormerError where there are none, a folder is not called as a kind is, or a file is no picture."""
+    def __init__(self, folder: Path, share: float) -> None:
+        """`share`: of the objects of the kinds that they show.
+
+        Raises VLFormerError where there are none, a folder is not called as a kind is, or a file is no picture.
+        """
+        self.share = share
         self.of_kind: dict[str, list[Sticker]] = {}
         for path in sorted(folder.glob("*/*.png")):
             if path.parent.name not in KINDS:
@@ -67,7 +70,7 @@ def _read(path: Path) -> Sticker:
 
 def drawn(rng: Generator, draft: Draft, outline: int, bent: float, stickers: Stickers | None) -> Sprite:
     """A sticker, or the kind's own drawing."""
-    if stickers is None or draft.kind not in stickers.of_kind or not coin(rng, SHARE):
+    if stickers is None or draft.kind not in stickers.of_kind or not coin(rng, stickers.share):
         return sprite(rng, draft, outline, bent)
     chosen = pick(rng, stickers.of_kind[draft.kind])
     pixels, colour = chosen.pixels_hw3, chosen.colour

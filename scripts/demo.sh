@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
 # Creates .venv, installs the project and segments an example picture, offline once installed.
-source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" demo
 export HF_HUB_OFFLINE=1
 .venv/bin/python scripts/demo.py "$@"

@@ -1,11 +1,27 @@
 #!/usr/bin/env bash
-# Trains vlformer-tiny from nothing (the embedded model came of two such runs, see docs/log.md): draws its data, trains (or goes on with) configs/tiny.yaml, evaluates on unseen scenes.
-# Hours on two cores; interrupt it at any time and run it again. To ship the result: cp runs/vlformer-tiny/model.safetensors
-# vlformer_cli/assets/vlformer-tiny.safetensors
+# Trains vlformer-tiny from nothing: draws its data, trains (or goes on with) configs/tiny.yaml, evaluates on unseen scenes.
+# Hours on two cores; interrupt it at any time and run it again. To ship the result: python scripts/calibrate.py (it says how), then
+# cp runs/vlformer-tiny/model.safetensors vlformer_cli/assets/vlformer-tiny.safetensors
+#
+#   STICKERS=DIR COCO=DIR bash scripts/train.sh
+#
+# STICKERS: what scripts/stickers.py made; COCO: a folder with images/ and instances.json (coco128 was used). Without one of them
+# the source that needs it is left out, and the model knows other drawings or photographs less well.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 data="${VLFORMER_DATA:-data}"
-[ -d "$data/scenes-directions-seed0" ] || .venv/bin/vlformer prepare-data scenes --scenario directions --images 3000 --seed 0
-[ -d "$data/scenes-seed0" ] || .venv/bin/vlformer prepare-data scenes --images 9000 --seed 0
-[ -d "$data/scenes-seed1000" ] || .venv/bin/vlformer prepare-data scenes --images 2000 --seed 1000
-.venv/bin/vlformer train --config configs/tiny.yaml --output runs/vlformer-tiny --resume "$@"
+prepare() { [ -d "$data/$1" ] || .venv/bin/vlformer prepare-data scenes "${@:2}"; }
+prepare scenes-directions-seed0 --scenario directions --images 3000 --seed 0
+prepare scenes-seed0 --images 9000 --seed 0
+prepare scenes-seed1000 --images 2000 --seed 1000
+sources='{path: scenes-seed0, weight: 0.25}, {path: scenes-directions-seed0, weight: 0.1}'
+varied=(--images 9000 --seed 4 --size 256 --bent 1 --no-target 0.12)
+prepare scenes-seed4 "${varied[@]}" ${STICKERS:+--stickers "$STICKERS"}
+sources+=', {path: scenes-seed4, weight: 0.4}'
+if [ -n "${COCO:-}" ]; then
+  .venv/bin/python scripts/photographs.py "$COCO" "$data/photographs"
+  photos=(--scenario photos --from "$data/photographs/training" --images 5000 --seed 1 --size 256 --bent 1 --no-target 0.12)
+  prepare scenes-photos-seed1 "${photos[@]}" ${STICKERS:+--stickers "$STICKERS"}
+  sources+=', {path: scenes-photos-seed1, weight: 0.25, first_step: 1600}'
+fi
+.venv/bin/vlformer train --config configs/tiny.yaml --set "data.train=[$sources]" --output runs/vlformer-tiny --resume "$@"
 .venv/bin/vlformer eval --weights runs/vlformer-tiny/model.safetensors --dataset scenes-seed1000 --split train --output runs/vlformer-tiny/eval

@@ -1,0 +1,70 @@
+"""The scripts behind the README's numbers: what they compute, on inputs whose answer is known."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from scipy.special import expit, logit
+
+from vlformer_cli.engine.checkpoint import load_weights
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def call(*words: object) -> str:
+    """What a script prints."""
+    done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_expressions_lose_their_words_of_place() -> None:
+    call("-m", "doctest", SCRIPTS / "controls.py")
+
+
+def test_calibrating_finds_the_temperature_and_the_threshold_and_is_stable(small_weights: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights, predictions = tmp_path / "w.safetensors", tmp_path / "predictions.jsonl"
+    weights.write_bytes(small_weights.read_bytes())
+
+    def write(temperature: float) -> None:
+        """Answers whose scores are too sure by 2.5, divided by what the model has already."""
+        with predictions.open("w", encoding="utf-8") as file:
+            for number in range(6_000):
+                means_nothing = number % 4 == 0
+                true = float(rng.beta(1, 6) if means_nothing else rng.beta(5, 1))
+                right = not means_nothing and rng.random() < true
+                score = float(expit(logit(true) * 2.5 / temperature))
+                row = {"image": f"{number}.jpg", "kind": "nothing" if means_nothing else "attribute", "ref_id": number}
+                file.write(json.dumps({**row, "iou": 0.8 if right else 0.1, "score": score}) + "\n")
+
+    write(1.0)
+    said = call(SCRIPTS / "calibrate.py", weights, predictions, "--diagram", tmp_path / "diagram.png", "--dry-run")
+    assert load_weights(weights).config.temperature == 1.0  # nothing was written
+    assert "written" not in said
+    assert cv2.imread(str(tmp_path / "diagram.png")) is not None
+    call(SCRIPTS / "calibrate.py", weights, predictions)
+    first = load_weights(weights).config
+    assert 2.0 < first.temperature < 3.5
+    assert 0.2 < first.min_score < 0.8
+    write(first.temperature)
+    call(SCRIPTS / "calibrate.py", weights, predictions)
+    again = load_weights(weights).config
+    assert again.temperature == pytest.approx(first.temperature, rel=0.1)
+
+
+def test_stickers_are_made_of_emoji_and_icons(tmp_path: Path) -> None:
+    wanted = call("-c", f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); import stickers; print(stickers.EMOJI)")
+    codes = [code for codes in eval(wanted).values() for code in codes.split()]
+    (tmp_path / "emoji").mkdir()
+    for code in codes:
+        (tmp_path / "emoji" / f"{code}.png").write_bytes(b"")
+    said = call(SCRIPTS / "stickers.py", tmp_path / "out", "--emoji", tmp_path / "emoji")
+    assert f"{len(codes)} emoji, 0 icons" in said
+    assert len(list((tmp_path / "out").glob("*/*.png"))) == len(codes)

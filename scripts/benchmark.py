@@ -117,7 +117,7 @@ def predictions(
     variants = []
     precisions = ("fp32", "bf16")
     for precision in precisions:
-        predictor = Predictor(for_prediction(model, precision), loaded)
+        predictor = Predictor(for_prediction(model, precision), loaded, min_score=0.0)
         for count in (1, 8):
 
             def predict(predictor: Predictor = predictor, count: int = count) -> None:
@@ -174,7 +174,7 @@ def evaluations(folder: Path) -> list[Variant]:
     variants = []
     precisions = ("fp32", "bf16")
     for precision in precisions:
-        predictor = Predictor(for_prediction(model, precision), loaded)
+        predictor = Predictor(for_prediction(model, precision), loaded, min_score=0.0)
 
         def run(predictor: Predictor = predictor) -> None:
             evaluate(predictor, split)
@@ -194,7 +194,7 @@ def peak_memory(precision: str, threads: int) -> float:
 def predict_and_say_memory(precision: str) -> None:
     loaded = load_config(ROOT / "configs/vlformer-r50.yaml").model
     model = build_model(loaded, pretrained=False)
-    predictor = Predictor(for_prediction(model, precision, keep=False), loaded)
+    predictor = Predictor(for_prediction(model, precision, keep=False), loaded, min_score=0.0)
     del model
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)

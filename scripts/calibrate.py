@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlformer_cli.calibration import best_threshold, calibration_error, fit_temperature, reliability, rescaled
 from vlformer_cli.engine.checkpoint import load_weights, save_weights
+
+FEWEST = 20  # right and wrong answers in each half
 
 
 @dataclass(frozen=True)
@@ -40,14 +44,25 @@ class Answers:
         return replace(self, score_N=rescaled(self.score_N, temperature))
 
 
-def read(paths: list[Path], fitted_with: float) -> tuple[Answers, NDArray[np.bool_]]:
+def read(paths: list[Path]) -> tuple[Answers, NDArray[np.bool_]]:
     """All answers, their scores as with temperature 1, and which belong to the half that is fitted to."""
-    rows = [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
-    meant_N = np.array([row["ref_id"] >= 0 and row["kind"] != "nothing" for row in rows])
+    scores, rows = [], list[dict[str, Any]]()
+    for path in paths:
+        document = json.loads(path.with_name("metrics.json").read_text(encoding="utf-8"))
+        if document["min_score"]:
+            sys.exit(f"{path}: evaluated with --min-score {document['min_score']}; evaluate again without it")
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        scores.append(rescaled(np.array([row["score"] for row in lines]), 1 / document["temperature"]))
+        rows += lines
+    meant_N = np.array([row["truth_area"] > 0 for row in rows])
     right_N = np.array([row["iou"] > 0.5 for row in rows]) & meant_N
-    score_N = rescaled(np.array([row["score"] for row in rows]), 1 / fitted_with)
     half_N = np.array([zlib.crc32(row["image"].encode()) % 2 == 0 for row in rows])
-    return Answers(score_N, right_N, meant_N), half_N
+    answers = Answers(np.concatenate(scores), right_N, meant_N)
+    for half in (answers.some(half_N), answers.some(~half_N)):
+        right = int(half.right_N.sum())
+        if min(right, len(half.right_N) - right) < FEWEST:
+            sys.exit(f"too few answers: each half needs {FEWEST} that are right and {FEWEST} that are wrong")
+    return answers, half_N
 
 
 def draw(before: Answers, after: Answers, path: Path) -> None:
@@ -73,15 +88,13 @@ def draw(before: Answers, after: Answers, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def report(name: str, answers: Answers, threshold: float) -> None:
-    error = 100 * calibration_error(answers.score_N, answers.right_N)
+def report(answers: Answers, threshold: float) -> None:
+    """What the threshold does to answers that nothing was fitted to."""
     meant_N, kept_N = answers.meant_N, answers.score_N >= threshold
     n_acc = f"{100 * float((~kept_N[~meant_N]).mean()):.1f}" if not meant_N.all() else "-"
-    print(
-        f"{name}: {len(meant_N)} samples, {int((~meant_N).sum())} mean nothing; ECE {error:.2f} %; at {threshold:.3f} "
-        f"N-acc {n_acc}, T-acc {100 * float(kept_N[meant_N].mean()):.1f}, right ones refused "
-        f"{100 * float((~kept_N[answers.right_N]).mean()):.1f}"
-    )
+    t_acc, lost = 100 * float(kept_N[meant_N].mean()), 100 * float((~kept_N[answers.right_N]).mean())
+    print(f"of them {int((~meant_N).sum())} mean nothing: N-acc {n_acc}, T-acc {t_acc:.1f}")
+    print(f"of right answers {lost:.1f} % are refused")
 
 
 def main() -> None:
@@ -92,16 +105,20 @@ def main() -> None:
     options.add_argument("--dry-run", action="store_true", help="only print")
     given = options.parse_args()
     loaded = load_weights(given.weights)
-    answers, half_N = read(given.predictions, loaded.config.temperature)
+    answers, half_N = read(given.predictions)
     fitted, held = answers.some(half_N), answers.some(~half_N)
-    temperature = fit_temperature(fitted.score_N, fitted.right_N)
-    cooled = fitted.scaled(temperature)
-    threshold = best_threshold(cooled.score_N, cooled.meant_N)
-    print(f"temperature {temperature:.3f}, min_score {threshold:.3f}, fitted to {len(fitted.score_N)} samples")
-    report("others, as trained", held, threshold)
-    report("others, calibrated", held.scaled(temperature), threshold)
+    temperature, threshold = fit_temperature(fitted.score_N, fitted.right_N), loaded.config.min_score
+    cooled, others = fitted.scaled(temperature), held.scaled(temperature)
+    if fitted.meant_N.all():
+        print("no expression means nothing: min_score stays as it was")
+    else:
+        threshold = best_threshold(cooled.score_N, cooled.meant_N)
+    print(f"fitted to {len(fitted.score_N)} answers: temperature {temperature:.3f}, min_score {threshold:.3f}")
+    before, after = (100 * calibration_error(one.score_N, one.right_N) for one in (held, others))
+    print(f"{len(held.score_N)} others: ECE {before:.2f} % as trained, {after:.2f} % calibrated")
+    report(others, threshold)
     if given.diagram:
-        draw(held, held.scaled(temperature), given.diagram)
+        draw(held, others, given.diagram)
     if not given.dry_run:
         config = replace(loaded.config, temperature=round(temperature, 3), min_score=round(threshold, 3))
         save_weights(given.weights, loaded.model, config, loaded.manifest)

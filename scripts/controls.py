@@ -19,13 +19,14 @@ import numpy as np
 from vlformer_cli.data.dataset import images_of, ref_mask
 from vlformer_cli.data.images import read_image
 from vlformer_cli.data.scenes import words
+from vlformer_cli.data.scenes.objects import KINDS
 from vlformer_cli.data.store import PreparedSplit
 from vlformer_cli.engine.checkpoint import load_weights
 from vlformer_cli.engine.device import set_threads
 from vlformer_cli.engine.predict import Predictor
 from vlformer_cli.metrics import overlap
 
-KINDS = ("location", "relation")
+ASKED = ("location", "relation")
 
 
 def place_phrases() -> list[str]:
@@ -67,8 +68,16 @@ def stripped(text: str) -> str:
 
 
 def _singular(word: str) -> str:
-    known = {words.plural(kind): kind for kind in (*words.KIND_WORDS, *chain.from_iterable(words.KIND_WORDS.values()))}
-    return known.get(word, word.removesuffix("s"))
+    known = {
+        *KINDS,
+        *words.KIND_WORDS,
+        *chain.from_iterable(words.KIND_WORDS.values()),
+        "bench",
+        "bus",
+        "skis",
+        "scissors",
+    }
+    return {words.plural(kind): kind for kind in known}.get(word, word.removesuffix("s"))
 
 
 def main(weights: Path, directory: Path, split: str, limit: int = 0) -> None:
@@ -77,7 +86,7 @@ def main(weights: Path, directory: Path, split: str, limit: int = 0) -> None:
     predictor = Predictor(loaded.model, loaded.config, min_score=0.0)
     data, found = PreparedSplit(directory, split), defaultdict(list)
     for samples in images_of(data, limit):
-        chosen = [sample for sample in samples if sample.kind in KINDS]
+        chosen = [sample for sample in samples if sample.kind in ASKED]
         if not chosen:
             continue
         picture = read_image(data.image_path(samples[0].ref))
@@ -87,7 +96,7 @@ def main(weights: Path, directory: Path, split: str, limit: int = 0) -> None:
             truth = ref_mask(sample.ref)
             found[sample.kind].append((overlap(one.mask, truth).iou, overlap(other.mask, truth).iou))
     print("| kind | samples | mIoU | without the words of place | Pr@0.5 | without |\n|---|---|---|---|---|---|")
-    for kind in KINDS:
+    for kind in sorted(found):
         iou_N2 = np.array(found[kind])
         miou, right = 100 * iou_N2.mean(0), 100 * (iou_N2 > 0.5).mean(0)
         print(f"| {kind} | {len(iou_N2)} | {miou[0]:.1f} | {miou[1]:.1f} | {right[0]:.1f} | {right[1]:.1f} |")

@@ -53,8 +53,8 @@ def _write_part(source: Path, folder: Path, coco: dict[str, Any], pictures: list
     annotations = [one for one in coco["annotations"] if one["image_id"] in ids]
     document = {**coco, "images": pictures, "annotations": annotations}
     (folder / "instances.json").write_text(json.dumps(document), encoding="utf-8")
-    if not (folder / "images").exists():
-        (folder / "images").symlink_to((source / "images").resolve())
+    (folder / "images").unlink(missing_ok=True)
+    (folder / "images").symlink_to((source / "images").resolve())
 
 
 def main(source: Path, output: Path) -> None:

@@ -21,7 +21,7 @@ EMOJI = {
     "duck": "1f986", "fish": "1f41f 1f420", "flower": "1f33c 1f33b 1f337 1f339", "guitar": "1f3b8",
     "hat": "1f452 1f3a9 1f9e2", "heart": "2764-fe0f", "house": "1f3e0", "key": "1f511", "kite": "1fa81",
     "mushroom": "1f344", "pear": "1f350", "pencil": "270f-fe0f 1f58d-fe0f", "phone": "1f4f1",
-    "plane": "2708-fe0f 1f6e9-fe0f", "plant": "1fab4", "plate": "1f37d-fe0f", "shirt": "1f455",
+    "plane": "2708-fe0f 1f6e9-fe0f", "plant": "1fab4", "shirt": "1f455",
     "shoe": "1f45f 1f45e", "sock": "1f9e6", "spoon": "1f944", "star": "2b50", "teapot": "1fad6",
     "tree": "1f333 1f332", "truck": "1f69a 1f69b", "umbrella": "2602-fe0f 2614", "vase": "1f3fa",
 }  # fmt: skip

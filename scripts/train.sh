@@ -6,7 +6,9 @@
 #   STICKERS=DIR COCO=DIR bash scripts/train.sh
 #
 # STICKERS: what scripts/stickers.py made; COCO: a folder with images/ and instances.json (coco128 was used). Without one of them
-# the source that needs it is left out, and the model knows other drawings or photographs less well.
+# the source that needs it is left out, and the model knows other drawings or photographs less well. Data sets that are there
+# already are not drawn again: remove them after a change of STICKERS or COCO.
+COCO="${COCO:+$(realpath "$COCO")}" STICKERS="${STICKERS:+$(realpath "$STICKERS")}"
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 data="${VLFORMER_DATA:-data}"
 prepare() { [ -d "$data/$1" ] || .venv/bin/vlformer prepare-data scenes "${@:2}"; }

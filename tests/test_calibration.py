@@ -51,14 +51,21 @@ def test_scores_of_exactly_zero_and_one_do_no_harm() -> None:
     assert calibration_error(score_N, right_N) >= 0
 
 
+def accuracy_of(score_N: np.ndarray, meant_N: np.ndarray, threshold: float) -> float:
+    return float((score_N[meant_N] >= threshold).mean() + (score_N[~meant_N] < threshold).mean())
+
+
 def test_the_threshold_is_the_best_of_all() -> None:
     rng = np.random.default_rng(1)
     meant_N = rng.random(400) < 0.7
     score_N = expit(rng.normal(size=400) + 1.2 * meant_N)
 
-    def accuracy(threshold: float) -> float:
-        return float((score_N[meant_N] >= threshold).mean() + (score_N[~meant_N] < threshold).mean())
-
     found = best_threshold(score_N, meant_N)
-    assert accuracy(found) == pytest.approx(max(accuracy(t) for t in np.linspace(0, 1, 20_001)), abs=1e-9)
+    best = max(accuracy_of(score_N, meant_N, threshold) for threshold in np.linspace(0, 1, 20_001))
+    assert accuracy_of(score_N, meant_N, found) == pytest.approx(best, abs=1e-9)
+    tied_N = score_N.round(1)
+    assert accuracy_of(tied_N, meant_N, best_threshold(tied_N, meant_N)) == pytest.approx(
+        max(accuracy_of(tied_N, meant_N, t) for t in np.linspace(0, 1.01, 203)), abs=1e-9
+    )
+    assert best_threshold(np.array([1.0, 1.0, 0.2]), np.array([False, True, True])) == 0.0
     assert best_threshold(score_N, np.ones(400, bool)) == 0.0  # nothing is refused where nothing needs to be

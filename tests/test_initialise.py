@@ -636,3 +636,12 @@ def test_open_clips_weights_that_do_not_fit_or_cannot_be_had_are_refused(monkeyp
     monkeypatch.setattr(open_clip, "create_model", offline)
     with pytest.raises(VLFormerError, match=r"no weights 'tag' for open_clip's 'ViT-S-32-alt' \(Failed to download"):
         initialised(f"open_clip:{CLIP}/tag", small)
+
+
+def test_calibrated_weights_are_a_start_as_others(small_weights: Path, tmp_path: Path) -> None:
+    loaded = load_weights(small_weights)
+    calibrated = replace(loaded.config, temperature=1.7, min_score=0.3)
+    save_weights(tmp_path / "w.safetensors", loaded.model, calibrated, loaded.manifest)
+    model, _ = initial_model(Config(model=loaded.config, init=str(tmp_path / "w.safetensors")))
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, loaded.model.state_dict()[name], rtol=0, atol=0)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-import queue
 import signal
 import subprocess
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from small_jobs import command, finish, start, wait_for, write_config
+from torch.utils.data import Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from vlformer_cli.config import Config
 from vlformer_cli.data.scenes.generate import Recipe, generate_scenes
-from vlformer_cli.engine.loader import worker_failures
-from vlformer_cli.types import VLFormerError
+from vlformer_cli.engine.loader import load, worker_failures
+from vlformer_cli.types import Batch
 
 
 @pytest.fixture
@@ -95,24 +98,20 @@ def test_what_failed_in_a_loader_process_is_said_in_one_line(
     assert complaint.startswith("vlformer: 10 pictures in a row of scenes-seed1/train cannot be read; the last")
 
 
-def gone_while_failing() -> None:
-    """As when the signal that a worker is gone arrives in the midst of cleaning up."""
-    try:
-        raise ZeroDivisionError("integer modulo by zero")
-    finally:
+class Steps(Dataset[tuple[Batch, ...]]):
+    """Items of nothing; module level, so that a spawned process finds it."""
+
+    def __getitem__(self, step: int) -> tuple[Batch, ...]:
+        return ()
+
+
+def test_a_worker_that_goes_while_the_run_fails_does_not_hide_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(_: object) -> None:
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Aborted. ")
 
-
-def gone_while_waiting() -> None:
-    """As torch says it when it waits in vain."""
-    try:
-        raise queue.Empty
-    except queue.Empty as waiting:
-        raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly") from waiting
-
-
-def test_a_worker_that_goes_while_the_run_fails_does_not_hide_why() -> None:
-    with pytest.raises(ZeroDivisionError), worker_failures():
-        gone_while_failing()
-    with pytest.raises(VLFormerError, match="a process that loads data ended"), worker_failures():
-        gone_while_waiting()
+    batches = load(Steps(), range(4), workers=1, device=torch.device("cpu"))
+    next(batches)
+    end = _MultiProcessingDataLoaderIter._shutdown_workers
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_shutdown_workers", lambda it: (end(it), gone(it)))
+    with pytest.raises(ZeroDivisionError), worker_failures(), closing(batches):
+        raise ZeroDivisionError

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scene_reading import read
 
 from vlformer_cli.data.rle import decode_rle
+from vlformer_cli.data.scenes.collage import SELDOM, collage
 from vlformer_cli.data.scenes.generate import IDS, Recipe, draw_scene, generate_scenes, refs_of
 from vlformer_cli.data.scenes.meaning import Looks
 from vlformer_cli.data.scenes.objects import KINDS, SceneObject
@@ -94,7 +95,7 @@ def test_a_cut_out_brings_its_own_pixels_and_keeps_its_size(photographs: Path) -
     for _ in range(20):
         found = library.draw_thing(rng, "cup")
         assert found is not None
-        pasted = cut_out(rng, found, Draft("cup", "red", "mid", "plain", extent=44, x=50, y=40))
+        pasted = cut_out(rng, found, Draft("cup", "red", "mid", "plain", extent=44, x=50, y=40), unit=1.0)
         assert pasted.pixels_hw3 is not None
         assert iou(pasted.tones_hw > 0, magenta(pasted.pixels_hw3)) > 0.95
         assert abs(max(pasted.tones_hw.shape) - 44 * ZOOM) <= 1
@@ -132,13 +133,50 @@ def test_the_mask_of_a_pasted_thing_is_where_its_colour_is(photographs: Path) ->
     assert float(np.median(compared)) > 0.9
 
 
+def test_sizes_that_are_said_are_those_that_are_seen(photographs: Path) -> None:
+    said = 0
+    for number in range(80):
+        scene = draw_scene(
+            np.random.default_rng([5, number]), number, Recipe(size=96, scenario="photos", photos=photographs)
+        ).scene
+        unit = (scene.width * scene.height) ** 0.5 / 192
+        for thing in scene.objects:
+            seen = thing.extent / unit / (KINDS[thing.kind].scale if thing.kind in KINDS else 1.0)
+            if not thing.pattern and thing.size:
+                low, high = {"small": (0, 34.0), "mid": (42.0, 50.0), "big": (62.0, 1e9)}[thing.size]
+                assert low - 0.02 <= seen <= high + 0.02, thing
+                said += 1
+    assert said > 60
+
+
+def test_on_a_photograph_nothing_is_drawn_that_its_annotations_would_not_tell(photographs: Path) -> None:
+    found = set()
+    for number in range(80):
+        made = collage(np.random.default_rng([7, number]), PhotoLibrary(photographs), 96, 96, 0.0)
+        if made.backdrop_hw3 is not None:
+            found |= {item.draft.kind for item in made.sprites if not item.fixed}
+    assert found & SELDOM
+    assert "cup" in found
+    assert not found & {"car", "chair", "book", "hat", "table"}
+
+
+def test_annotations_without_a_category_are_named(photographs: Path, tmp_path: Path) -> None:
+    document = json.loads((photographs / "instances.json").read_text(encoding="utf-8"))
+    del document["categories"]
+    document["annotations"] = [{k: v for k, v in one.items() if k != "category_id"} for one in document["annotations"]]
+    (tmp_path / "instances.json").write_text(json.dumps(document), encoding="utf-8")
+    (tmp_path / "images").symlink_to(photographs / "images")
+    with pytest.raises(VLFormerError, match="annotation 1 has no category"):
+        PhotoLibrary(tmp_path)
+
+
 def test_expressions_about_nothing_have_an_empty_mask_and_ids_of_their_own(tmp_path: Path) -> None:
     generate_scenes(tmp_path / "scenes", images=40, seed=4, recipe=Recipe(size=96, no_target=0.4), workers=1)
     data = PreparedSplit(tmp_path / "scenes", "train")
     samples = [sample for n in range(data.num_images) for sample in data.image_samples(n)]
     empty = [sample for sample in samples if sample.ref.segmentation is None]
     assert {sample.kind for sample in empty} == {"nothing"}
-    assert 0.2 < len(empty) / (len(samples) - len(empty)) < 0.5
+    assert 0.34 < len(empty) / (len(samples) - len(empty)) < 0.46
     assert len({sample.sent_id for sample in samples}) == len(samples)
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import matplotlib
 import numpy as np
 import pytest
 from scipy.special import expit, logit
@@ -35,13 +36,14 @@ def test_calibrating_finds_the_temperature_and_the_threshold_and_is_stable(small
 
     def write(temperature: float) -> None:
         """Answers whose scores are too sure by 2.5, divided by what the model has already."""
+        (tmp_path / "metrics.json").write_text(json.dumps({"min_score": 0, "temperature": temperature}))
         with predictions.open("w", encoding="utf-8") as file:
             for number in range(6_000):
                 means_nothing = number % 4 == 0
                 true = float(rng.beta(1, 6) if means_nothing else rng.beta(5, 1))
                 right = not means_nothing and rng.random() < true
                 score = float(expit(logit(true) * 2.5 / temperature))
-                row = {"image": f"{number}.jpg", "kind": "nothing" if means_nothing else "attribute", "ref_id": number}
+                row = {"image": f"{number}.jpg", "truth_area": 0 if means_nothing else 9}
                 file.write(json.dumps({**row, "iou": 0.8 if right else 0.1, "score": score}) + "\n")
 
     write(1.0)
@@ -53,6 +55,8 @@ def test_calibrating_finds_the_temperature_and_the_threshold_and_is_stable(small
     first = load_weights(weights).config
     assert 2.0 < first.temperature < 3.5
     assert 0.2 < first.min_score < 0.8
+    call(SCRIPTS / "calibrate.py", weights, predictions)
+    assert load_weights(weights).config == first  # the same answers say the same
     write(first.temperature)
     call(SCRIPTS / "calibrate.py", weights, predictions)
     again = load_weights(weights).config
@@ -68,3 +72,24 @@ def test_stickers_are_made_of_emoji_and_icons(tmp_path: Path) -> None:
     said = call(SCRIPTS / "stickers.py", tmp_path / "out", "--emoji", tmp_path / "emoji")
     assert f"{len(codes)} emoji, 0 icons" in said
     assert len(list((tmp_path / "out").glob("*/*.png"))) == len(codes)
+
+
+def test_icons_are_drawn_with_the_glyphs_that_the_style_sheet_names(tmp_path: Path) -> None:
+    """With a font that is there anyway, and its letters in place of icons."""
+    wanted = call("-c", f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); import stickers; print(stickers.ICONS)")
+    names = [name for names in eval(wanted).values() for name in names.split()]
+    (tmp_path / "css").mkdir()
+    (tmp_path / "fonts").mkdir()
+    rules = "".join(
+        f'.mdi-{name}::before {{\n  content: "\\{ord("I" if name == "key" else "M"):X}";\n}}\n' for name in names
+    )
+    (tmp_path / "css/materialdesignicons.css").write_text(rules, encoding="utf-8")
+    font = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+    (tmp_path / "fonts/materialdesignicons-webfont.ttf").write_bytes(font.read_bytes())
+    call(SCRIPTS / "stickers.py", tmp_path / "out", "--icons", tmp_path)
+    drawn = {
+        path.stem: cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[..., 3] > 127 for path in (tmp_path / "out").glob("*/*")
+    }
+    assert len(drawn) == len(names)
+    widths = {name: int(np.ptp(np.flatnonzero(solid.any(0)))) for name, solid in drawn.items()}
+    assert widths["mdi-key"] < widths["mdi-kite"] / 2  # an I beside an M

@@ -95,4 +95,5 @@ def best_threshold(score_N: Scores, meant_N: Flags) -> float:
     refused_N = np.concatenate([[0], np.cumsum(~meant_N)]) / max(1, int((~meant_N).sum()))
     kept_N = 1 - np.concatenate([[0], np.cumsum(meant_N)]) / max(1, int(meant_N.sum()))
     between = np.concatenate([[0.0], (score_N[1:] + score_N[:-1]) / 2, [1.0]])
-    return float(between[int(np.argmax(refused_N + kept_N))])
+    parts = np.concatenate([[True], score_N[1:] > score_N[:-1], [True]])  # no number lies between equal scores
+    return float(between[int(np.argmax(np.where(parts, refused_N + kept_N, -1.0)))])

@@ -63,6 +63,7 @@ def evaluate(
     document = {
         **found.to_json(),
         "min_score": min_score,
+        "temperature": loaded.config.temperature,
         "weights": describe_weights(loaded),
         "environment": environment(),
     }

@@ -71,6 +71,10 @@ def prepare_data(
     from vlformer_cli.data.build import data_root
 
     root = root or data_root()
+    drawn = {"--scenario": scenario != "mix", "--bent": bent, "--no-target": no_target, "--stickers": stickers}
+    if dataset != "scenes" and any(drawn.values()):
+        said = ", ".join(name for name, value in drawn.items() if value)
+        raise VLFormerError(f"{said}: for `prepare-data scenes` alone; {dataset} is not drawn")
     if dataset == "scenes":
         directory = root / (f"scenes-seed{seed}" if scenario == "mix" else f"scenes-{scenario}-seed{seed}")
         recipe = {"size": size, "scenario": scenario, "bent": bent, "no_target": no_target}

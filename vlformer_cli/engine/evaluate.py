@@ -50,6 +50,7 @@ class SampleResult:
             "kind": self.sample.kind,
             "intersection": self.chosen.intersection,
             "union": self.chosen.union,
+            "truth_area": self.chosen.truth_area,
             "iou": self.chosen.iou,
             "best_of_q_iou": self.best.iou,
             "score": self.confidence,
@@ -154,15 +155,18 @@ def _evaluate_image(predictor: Predictor, split: PreparedSplit, samples: Sequenc
             masks_QHW = candidates.masks(number, every_query)
             truth_HW = ref_mask(sample.ref)
             query = int(candidates.chosen_N[number])
-            if float(candidates.score_NQ[number, query]) < predictor.min_score:
-                masks_QHW = np.zeros_like(masks_QHW)
-            scores = [score(mask, truth_HW, sent_id=sample.sent_id, kind=sample.kind) for mask in masks_QHW]
+            confidence, answer_HW = float(candidates.score_NQ[number, query]), masks_QHW[query]
+            if confidence < predictor.min_score:
+                answer_HW = np.zeros_like(answer_HW)
+            scores = [
+                score(mask, truth_HW, sent_id=sample.sent_id, kind=sample.kind) for mask in (answer_HW, *masks_QHW)
+            ]
             yield SampleResult(
                 sample,
-                chosen=scores[query],
-                best=max(scores, key=lambda s: s.iou),
-                confidence=float(candidates.score_NQ[number, query]),
-                segmentation=encode_mask(masks_QHW[query]),
+                chosen=scores[0],
+                best=max(scores[1:], key=lambda s: s.iou),
+                confidence=confidence,
+                segmentation=encode_mask(answer_HW),
                 cut=is_cut[number],
             )
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import queue
 import signal
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from typing import TypeGuard
+from contextlib import contextmanager, suppress
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -42,7 +40,8 @@ def load(
         # torch does it when nothing refers to `batches` any more, but a traceback does; and then, at the exit, Python
         # waits for ever for processes that do not heed SIGTERM
         if workers:
-            batches._shutdown_workers()  # type: ignore[attr-defined]
+            with suppress(RuntimeError):  # that one of them went by itself meanwhile: it would hide why this one ends
+                batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def _begin(_: int) -> None:
@@ -70,14 +69,7 @@ def worker_failures() -> Iterator[None]:
     except RuntimeError as error:
         if _ENDED not in str(error):
             raise
-        if error.__cause__ is None and _is_failure(error.__context__):
-            raise error.__context__ from None  # the worker went while the training process was failing by itself
         raise VLFormerError(
             f"a process that loads data ended ({one_line(error)[:200]}): perhaps memory ran out, then lower "
             "data.workers; the run can go on with --resume"
         ) from error
-
-
-def _is_failure(context: BaseException | None) -> TypeGuard[BaseException]:
-    """Whether it is a failure of its own, and not how torch waits for its workers."""
-    return context is not None and not isinstance(context, queue.Empty) and _ENDED not in str(context)

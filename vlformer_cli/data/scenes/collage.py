@@ -15,8 +15,10 @@ from vlformer_cli.data.scenes.shapes import coin
 from vlformer_cli.data.scenes.stickers import Stickers, drawn
 
 LARGEST = 0.5  # of the picture's area: around a larger thing nothing could be placed
-NOT_LOOKED_FOR = frozenset({"box", "flower", "hat", "house", "lamp", "plate", "shirt", "shoe", "sock", "tree"})
-"""Drawn kinds that photographs are full of and COCO does not annotate: none is drawn on a photograph."""
+SELDOM = frozenset(
+    {"balloon", "bell", "butterfly", "candle", "crown", "guitar", "heart", "mushroom", "pear", "star", "teapot"}
+)
+"""Drawn kinds that hardly a photograph shows. Of the others none is drawn on one unless its annotations would tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ def collage(
     seen = view(rng, library, width, height)
     own = [item.draft for item in seen.sprites]
     around = [draft for draft in own if draft.extent**2 < LARGEST * width * height]
-    kinds = [kind for kind in _kinds(rng, library, int(rng.integers(0, 4))) if kind not in NOT_LOOKED_FOR]
+    kinds = [k for k in _kinds(rng, library, int(rng.integers(0, 4))) if k in SELDOM or k in library.kinds]
     if kinds and own and coin(rng, 0.3):
         kinds[0] = pick(rng, own).kind  # one more of what is there: now its kind alone does not name it
     added = _things(rng, library, kinds, (width, height), around, bent, stickers)
@@ -71,7 +73,7 @@ def _things(
     for draft in place(rng, looks, *size, around=around) if looks else []:
         found = library.draw_thing(rng, draft.kind) if draft.kind not in KINDS or coin(rng) else None
         if found is not None:
-            made.append(cut_out(rng, found, draft))
+            made.append(cut_out(rng, found, draft, (size[0] * size[1]) ** 0.5 / 192))
         elif draft.kind in KINDS:
             made.append(drawn(rng, draft, outline, bent, stickers))
     return made

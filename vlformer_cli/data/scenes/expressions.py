@@ -18,8 +18,18 @@ MOST = 9
 """Expressions in one scene that mean something."""
 FEWEST = {"mix": 4, "directions": 4, "photos": 2}
 """By scenario: with fewer, a scene is drawn again."""
-MOST_WITHOUT = 3
+MOST_WITHOUT = 6
 """Expressions in one scene that mean nothing."""
+OVERLAPS = (
+    {"chair", "bench", "couch"},
+    {"bird", "duck"},
+    {"plate", "bowl", "fork", "knife", "spoon"},
+    {"cup", "wine glass", "bowl"},
+    {"bag", "backpack", "suitcase"},
+    {"car", "truck", "bus"},
+    {"plant", "flower", "tree", "vase"},
+)
+"""Kinds that somebody might call each other, or that come together: of these none is said not to be there."""
 NOTHING = "nothing"
 """Their label."""
 TRIES = 16
@@ -70,11 +80,15 @@ def write_expressions(rng: Generator, scene: Scene, setting: Setting) -> list[Ex
 def _about_nothing(rng: Generator, scene: Scene, setting: Setting, count: int) -> list[Expression]:
     """Expressions that come near to what is there and are true of none of it, not even loosely."""
     found: dict[str, Expression] = {}
-    for _ in range(TRIES):
+    there = {thing.kind for thing in scene.objects}
+    near = set().union(*(some for some in OVERLAPS if some & there)) - there
+    for _ in range(TRIES * count):
         if len(found) >= min(count, MOST_WITHOUT):
             break
         thing = pick(rng, scene.objects)
         other = pick(rng, setting.kinds)
+        if other in near:
+            continue
         looks = Looks(other, thing.colour or None) if coin(rng) else Looks(other)
         if thing.colour and not setting.on_photo and coin(rng):
             looks = Looks(thing.kind, pick(rng, list(COLOURS)))

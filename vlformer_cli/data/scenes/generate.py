@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
@@ -25,8 +26,8 @@ from vlformer_cli.data.scenes.photos import PhotoLibrary
 from vlformer_cli.data.scenes.plan import plan
 from vlformer_cli.data.scenes.render import Labels, Sprite, describe, shrink, stack
 from vlformer_cli.data.scenes.shapes import coin
-from vlformer_cli.data.scenes.stickers import Stickers, drawn
-from vlformer_cli.data.store import PreparedWriter
+from vlformer_cli.data.scenes.stickers import Stickers, drawn, sticker_files
+from vlformer_cli.data.store import PreparedWriter, file_sha256
 from vlformer_cli.data.workers import run_chunks
 from vlformer_cli.types import Ref, VLFormerError
 
@@ -53,7 +54,7 @@ class Recipe:
     no_target: float = 0.0
     """Expressions that mean nothing, as a part of those that mean something."""
     photos: Path | None = None
-    """Scenario photos: the folder with `images/` and `instances.json`."""
+    """Scenario photos: the folder with `images/` and `instances.json`. All splits are made of the same photographs."""
     stickers: Path | None = None
     """Other people's drawings: a folder with a folder of PNG files for each kind; none: only our own."""
     sticker_share: float = 0.6
@@ -212,12 +213,13 @@ def generate_scenes(
 ) -> dict[str, Any]:
     """Draws a data set of `images` pictures into `directory` and returns its manifest.
 
-    The bytes depend on the number of pictures, the seed and the recipe only, not on the number of workers
-    (default: one per core). `progress` is called with the pictures done and the pictures in all. Workers are spawned:
-    a script that calls this needs `if __name__ == "__main__"`. Raises VLFormerError for values that cannot be drawn.
+    The bytes depend on the number of pictures, the seed, the recipe and what its folders hold, not on the number of
+    workers (default: one per core). `progress` is called with the pictures done and the pictures in all. Workers are
+    spawned: a script that calls this needs `if __name__ == "__main__"`. Raises VLFormerError for what cannot be drawn.
     """
     _check(images, seed, recipe)
-    with PreparedWriter(directory, dataset="scenes", split_by=f"seed{seed}", overwrite=overwrite) as writer:
+    names = f"seed{seed}" if recipe.scenario == "mix" else f"{recipe.scenario}-seed{seed}"
+    with PreparedWriter(directory, dataset="scenes", split_by=names, overwrite=overwrite) as writer:
         folder = writer.folder / writer.manifest["image_root"]
         for split in SPLITS:
             (folder / split).mkdir(parents=True)
@@ -230,6 +232,7 @@ def generate_scenes(
             with waiting.open(encoding="utf-8") as lines:
                 writer.write_split(split, (Ref.from_json(json.loads(line)) for line in lines))
             waiting.unlink()
+        writer.manifest["sources"] = _hashes(recipe)
         writer.manifest["scenes"] = {"images": images, "seed": seed, **_as_json(recipe)}
     return writer.manifest
 
@@ -249,6 +252,18 @@ def _collect(
             done += len(chunk)
             if progress is not None:
                 progress(done, images)
+
+
+def _hashes(recipe: Recipe) -> dict[str, str]:
+    """SHA-256 of what was read: of the annotations, and of the list of the stickers' hashes."""
+    found = {}
+    if recipe.photos is not None:
+        found["instances.json"] = file_sha256(recipe.photos / "instances.json")
+    if recipe.stickers is not None:
+        paths = sticker_files(recipe.stickers)
+        lines = "".join(f"{file_sha256(path)}  {path.parent.name}/{path.name}\n" for path in paths)
+        found["stickers"] = hashlib.sha256(lines.encode()).hexdigest()
+    return found
 
 
 def _as_json(recipe: Recipe) -> dict[str, Any]:

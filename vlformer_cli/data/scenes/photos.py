@@ -17,14 +17,14 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from vlformer_cli.data.images import read_image
-from vlformer_cli.data.rle import decode_rle, polygons_to_rle
+from vlformer_cli.data.rle import decode_rle, polygons_to_rle, rle_bbox
 from vlformer_cli.data.scenes.backgrounds import Picture
-from vlformer_cli.data.scenes.objects import SIZES
+from vlformer_cli.data.scenes.objects import KINDS, SIZES
 from vlformer_cli.data.scenes.plan import Draft, pick
 from vlformer_cli.data.scenes.render import ZOOM, Sprite
 from vlformer_cli.data.scenes.shapes import BODY, coin, u
 from vlformer_cli.data.sources.coco import CocoAnnotation, CocoImage, read_instances
-from vlformer_cli.types import VLFormerError
+from vlformer_cli.types import RLE, VLFormerError
 
 KIND_OF = {
     "airplane": "plane",
@@ -80,16 +80,15 @@ class Thing:
     """Left, top, right, bottom in pixels of the photograph."""
     mask_hw: NDArray[np.bool_]
     """Within the box."""
-    is_whole: bool
-    """It does not touch the edge of the photograph."""
 
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """A photograph and what is in it, the largest first."""
+    """A photograph and what is in it."""
 
     picture_HW3: Picture
-    things: tuple[Thing, ...]
+    things: dict[int, Thing]
+    """By annotation id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +120,14 @@ class PhotoLibrary:
         self.kinds = sorted({KIND_OF.get(name, name) for name in coco.categories.values()} - LEFT_OUT)
         """All that was looked for in the photographs: what is not annotated is not there."""
         self._spots: dict[str, list[tuple[int, int]]] = defaultdict(list)
-        for number in range(len(self._entries)):
-            for place, thing in enumerate(self.photo(number).things):
-                if thing.is_whole and max(thing.mask_hw.shape) >= SMALLEST:
-                    self._spots[thing.kind].append((number, place))
+        for number, (image, outlined) in enumerate(self._entries):
+            for one in outlined:
+                if not one.category:
+                    raise VLFormerError(f"{folder}: annotation {one.ann_id} has no category: name it in instances.json")
+                left, top, width, height = rle_bbox(self._mask(image, one))
+                edges = left, top, image.width - left - width, image.height - top - height
+                if min(edges) > 1 and max(width, height) >= SMALLEST:
+                    self._spots[KIND_OF.get(one.category, one.category)].append((number, one.ann_id))
         self.cut_kinds = sorted(self._spots)
         """The kinds of which there are cut-outs."""
         if not self._spots:
@@ -142,23 +145,29 @@ class PhotoLibrary:
         picture_HW3 = read_image(self.folder / image.file_name)
         if picture_HW3.shape[:2] != (image.height, image.width):
             raise VLFormerError(f"{self.folder / image.file_name} is not of the size in instances.json: fetch it again")
-        things = [thing for one in annotations if (thing := _thing(picture_HW3, image, one)) is not None]
-        return Photo(picture_HW3, tuple(sorted(things, key=lambda thing: -int(thing.mask_hw.sum()))))
+        found = {one.ann_id: _thing(picture_HW3, one, decode_rle(self._mask(image, one))) for one in annotations}
+        return Photo(picture_HW3, {ann_id: thing for ann_id, thing in found.items() if thing is not None})
+
+    def _mask(self, image: CocoImage, annotation: CocoAnnotation) -> RLE:
+        try:
+            return polygons_to_rle(annotation.segmentation, image.height, image.width)
+        except VLFormerError as error:
+            where = f"{self.folder.parent / 'instances.json'}: annotation {annotation.ann_id} of {image.file_name}"
+            raise VLFormerError(f"{where}: {error}") from error
 
     def draw_thing(self, rng: Generator, kind: str | None = None) -> tuple[Thing, Picture] | None:
         """A thing that can be pasted, all kinds alike likely, and its pixels; None if there is none of the kind."""
         kind = pick(rng, sorted(self._spots)) if kind is None else kind
         if kind not in self._spots:
             return None
-        number, place = pick(rng, self._spots[kind])
+        number, ann_id = pick(rng, self._spots[kind])
         photo = self.photo(number)
-        thing = photo.things[place]
+        thing = photo.things[ann_id]
         left, top, right, bottom = thing.box
         return thing, photo.picture_HW3[top:bottom, left:right]
 
 
-def _thing(picture_HW3: Picture, image: CocoImage, annotation: CocoAnnotation) -> Thing | None:
-    mask_HW = decode_rle(polygons_to_rle(annotation.segmentation, image.height, image.width))
+def _thing(picture_HW3: Picture, annotation: CocoAnnotation, mask_HW: NDArray[np.bool_]) -> Thing | None:
     rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
     if not len(rows):
         return None
@@ -166,8 +175,7 @@ def _thing(picture_HW3: Picture, image: CocoImage, annotation: CocoAnnotation) -
     mask_hw = mask_HW[top:bottom, left:right].copy()
     kind = KIND_OF.get(annotation.category, annotation.category)
     colour = "" if kind in UNNAMED else name_colour(picture_HW3[top:bottom, left:right][mask_hw])
-    is_whole = left > 1 and top > 1 and right < image.width - 1 and bottom < image.height - 1
-    return Thing(kind, colour, (left, top, right, bottom), mask_hw, is_whole)
+    return Thing(kind, colour, (left, top, right, bottom), mask_hw)
 
 
 def name_colour(pixel_P3: NDArray[np.uint8]) -> str:
@@ -199,7 +207,7 @@ def view(rng: Generator, library: PhotoLibrary, width: int, height: int) -> View
     scaled = cv2.resize(np.ascontiguousarray(picture_HW3), size, interpolation=_interpolation(zoom))
     backdrop = np.asarray(scaled[y : y + height * ZOOM, x : x + width * ZOOM], dtype=np.uint8)
     sprites = []
-    for thing in photo.things:
+    for thing in sorted(photo.things.values(), key=lambda thing: -int(thing.mask_hw.sum())):  # the largest behind
         left, top, right, bottom = thing.box
         left, right = (wide - right, wide - left) if mirrored else (left, right)
         mask_hw = thing.mask_hw[:, ::-1] if mirrored else thing.mask_hw
@@ -209,15 +217,18 @@ def view(rng: Generator, library: PhotoLibrary, width: int, height: int) -> View
             continue  # cut off
         extent = max(tones.shape) / ZOOM
         centre = ((spot[0] + tones.shape[1] / 2) / ZOOM, (spot[1] + tones.shape[0] / 2) / ZOOM)
-        size_word = _size_word(extent / ((width * height) ** 0.5 / 192))
+        size_word = _size_word(thing.kind, extent, (width * height) ** 0.5 / 192)
         sprites.append(
             Sprite(Draft(thing.kind, thing.colour, size_word, "", extent, *centre), tones, *spot, fixed=True)
         )
     return View(backdrop, tuple(sprites))
 
 
-def cut_out(rng: Generator, found: tuple[Thing, Picture], draft: Draft) -> Sprite:
-    """A thing of a photograph at a draft's place and size, with the colour that it has."""
+def cut_out(rng: Generator, found: tuple[Thing, Picture], draft: Draft, unit: float) -> Sprite:
+    """A thing of a photograph at a draft's place and size, with the colour that it has.
+
+    `unit`: pixels of the scene for one of a picture of 192 pixels, which sizes are stated for.
+    """
     thing, pixels_hw3 = found
     zoom = min(draft.extent * ZOOM / max(thing.mask_hw.shape), ENLARGED)
     size = (max(2, round(thing.mask_hw.shape[1] * zoom)), max(2, round(thing.mask_hw.shape[0] * zoom)))
@@ -227,12 +238,14 @@ def cut_out(rng: Generator, found: tuple[Thing, Picture], draft: Draft) -> Sprit
         pixels, tones = pixels[:, ::-1], np.ascontiguousarray(tones[:, ::-1])
     spot = round(draft.x * ZOOM - size[0] / 2), round(draft.y * ZOOM - size[1] / 2)
     gain = np.clip(pixels * u(rng, 0.85, 1.15), 0, 255).astype(np.uint8)
-    looks = Draft(thing.kind, thing.colour, draft.size, "", max(size) / ZOOM, draft.x, draft.y)
+    extent = max(size) / ZOOM  # a small cut-out is not enlarged to the size that was planned
+    looks = Draft(thing.kind, thing.colour, _size_word(thing.kind, extent, unit), "", extent, draft.x, draft.y)
     return Sprite(looks, tones, *spot, pixels_hw3=gain)
 
 
-def _size_word(extent: float) -> str:
-    """The size of a thing whose longest side is so many pixels in a picture of 192; empty between the classes."""
+def _size_word(kind: str, extent: float, unit: float) -> str:
+    """The class of a thing whose longest side is `extent` pixels; empty between the classes."""
+    extent /= unit * (KINDS[kind].scale if kind in KINDS else 1.0)
     return next((word for word, low, high in _CLASSES if low <= extent <= high), "")
 
 

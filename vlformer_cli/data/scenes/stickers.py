@@ -47,7 +47,7 @@ class Stickers:
         """
         self.share = share
         self.of_kind: dict[str, list[Sticker]] = {}
-        for path in sorted(folder.glob("*/*.png")):
+        for path in sticker_files(folder):
             if path.parent.name not in KINDS:
                 raise VLFormerError(f"{path.parent}: no kind of that name is drawn; there are: {', '.join(KINDS)}")
             self.of_kind.setdefault(path.parent.name, []).append(_read(path))
@@ -55,10 +55,17 @@ class Stickers:
             raise VLFormerError(f"{folder} holds no stickers: put PNG files into folders such as {folder / 'cup'}")
 
 
+def sticker_files(folder: Path) -> list[Path]:
+    """The PNG files in its folders, in order."""
+    return sorted(path for path in folder.glob("*/*") if path.suffix.lower() == ".png")
+
+
 def _read(path: Path) -> Sticker:
     found = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if found is None or found.ndim != 3 or found.shape[2] != 4:
-        raise VLFormerError(f"{path} is no picture with transparency: save it as a PNG file with an alpha channel")
+    if found is None or found.ndim != 3 or found.shape[2] != 4 or found.dtype != np.uint8:
+        raise VLFormerError(
+            f"{path} is no 8-bit picture with transparency: save it as a PNG file with an alpha channel"
+        )
     solid = found[..., 3] > 127
     rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
     if not len(rows):

@@ -106,12 +106,18 @@ class Steps(Dataset[tuple[Batch, ...]]):
 
 
 def test_a_worker_that_goes_while_the_run_fails_does_not_hide_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(_: object) -> None:
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Aborted. ")
-
     batches = load(Steps(), range(4), workers=1, device=torch.device("cpu"))
     next(batches)
-    end = _MultiProcessingDataLoaderIter._shutdown_workers
-    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_shutdown_workers", lambda it: (end(it), gone(it)))
+    end, calls = _MultiProcessingDataLoaderIter._shutdown_workers, list[str]()
+
+    def shut_down(iterator: _MultiProcessingDataLoaderIter) -> None:
+        """As when the signal that a worker has gone arrives meanwhile; later calls are of the iterator's `__del__`."""
+        end(iterator)
+        calls.append("ended")  # not the iterator itself: that would bring it back to life
+        if len(calls) == 1:
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Aborted. ")
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_shutdown_workers", shut_down)
     with pytest.raises(ZeroDivisionError), worker_failures(), closing(batches):
         raise ZeroDivisionError
+    assert len(calls) >= 1

@@ -1,9 +1,8 @@
 """Fits what a model's scores mean, from what `vlformer eval --output DIR` wrote, and writes it into the weights file.
 
-The temperature makes a score the probability that the mask is right (IoU > 0.5; where nothing is meant, no mask is).
-The threshold `min_score`, below which `predict` says that nothing matches, parts expressions that mean something from
-those that mean nothing as well as one number can (the mean of N-acc and T-acc). One half of the pictures is fitted to,
-the numbers that are printed and drawn are of the other.
+Temperature and shift make a score the probability that the mask is right (IoU > 0.5; none is where nothing is meant).
+The threshold `min_score`, below which `predict` says that nothing matches, is as high as it can be while 98 % of the
+right answers are kept. One half of the pictures is fitted to, the numbers that are printed and drawn are of the other.
 
 python scripts/calibrate.py WEIGHTS PREDICTIONS.jsonl... [--diagram FILE.png] [--dry-run]
 """
@@ -21,10 +20,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlformer_cli.calibration import best_threshold, calibration_error, fit_temperature, reliability, rescaled
+from vlformer_cli.calibration import (
+    calibration_error,
+    fit_scores,
+    reliability,
+    rescaled,
+    restored,
+    threshold_that_keeps,
+)
 from vlformer_cli.engine.checkpoint import load_weights, save_weights
 
 FEWEST = 20  # right and wrong answers in each half
+KEPT = 0.98  # of right answers: to refuse one is worse than to answer where nothing is meant
 
 
 @dataclass(frozen=True)
@@ -39,20 +46,21 @@ class Answers:
         """Those that are chosen."""
         return Answers(self.score_N[chosen_N], self.right_N[chosen_N], self.meant_N[chosen_N])
 
-    def scaled(self, temperature: float) -> Answers:
-        """With the scores of another temperature."""
-        return replace(self, score_N=rescaled(self.score_N, temperature))
+    def scaled(self, temperature: float, shift: float) -> Answers:
+        """With calibrated scores."""
+        return replace(self, score_N=rescaled(self.score_N, temperature, shift))
 
 
 def read(paths: list[Path]) -> tuple[Answers, NDArray[np.bool_]]:
-    """All answers, their scores as with temperature 1, and which belong to the half that is fitted to."""
+    """All answers, their scores before any calibration, and which belong to the half that is fitted to."""
     scores, rows = [], list[dict[str, Any]]()
     for path in paths:
         document = json.loads(path.with_name("metrics.json").read_text(encoding="utf-8"))
         if document["min_score"]:
             sys.exit(f"{path}: evaluated with --min-score {document['min_score']}; evaluate again without it")
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        scores.append(rescaled(np.array([row["score"] for row in lines]), 1 / document["temperature"]))
+        said_N = np.array([row["score"] for row in lines])
+        scores.append(restored(said_N, document["temperature"], document["score_shift"]))
         rows += lines
     meant_N = np.array([row["truth_area"] > 0 for row in rows])
     right_N = np.array([row["iou"] > 0.5 for row in rows]) & meant_N
@@ -107,20 +115,22 @@ def main() -> None:
     loaded = load_weights(given.weights)
     answers, half_N = read(given.predictions)
     fitted, held = answers.some(half_N), answers.some(~half_N)
-    temperature, threshold = fit_temperature(fitted.score_N, fitted.right_N), loaded.config.min_score
-    cooled, others = fitted.scaled(temperature), held.scaled(temperature)
+    (temperature, shift), threshold = fit_scores(fitted.score_N, fitted.right_N), loaded.config.min_score
+    cooled, others = fitted.scaled(temperature, shift), held.scaled(temperature, shift)
     if fitted.meant_N.all():
         print("no expression means nothing: min_score stays as it was")
     else:
-        threshold = best_threshold(cooled.score_N, cooled.meant_N)
-    print(f"fitted to {len(fitted.score_N)} answers: temperature {temperature:.3f}, min_score {threshold:.3f}")
+        threshold = threshold_that_keeps(cooled.score_N, cooled.right_N, KEPT)
+    print(f"fitted to {len(fitted.score_N)} answers: temperature {temperature:.3f}, shift {shift:.3f}")
+    print(f"min_score {threshold:.3f}")
     before, after = (100 * calibration_error(one.score_N, one.right_N) for one in (held, others))
     print(f"{len(held.score_N)} others: ECE {before:.2f} % as trained, {after:.2f} % calibrated")
     report(others, threshold)
     if given.diagram:
         draw(held, others, given.diagram)
     if not given.dry_run:
-        config = replace(loaded.config, temperature=round(temperature, 3), min_score=round(threshold, 3))
+        fitted_fields = {"temperature": temperature, "score_shift": shift, "min_score": threshold}
+        config = replace(loaded.config, **{name: round(value, 3) for name, value in fitted_fields.items()})
         save_weights(given.weights, loaded.model, config, loaded.manifest)
         print(f"written: {given.weights}")
 

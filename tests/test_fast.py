@@ -62,10 +62,10 @@ def test_a_backbone_without_batch_norms_stays() -> None:
 
 
 def test_both_precisions_give_the_masks_of_the_plain_model() -> None:
-    """Mean IoU on the examples; 0.9949 was measured in bfloat16."""
+    """Mean IoU on the examples, of answers that are masks; 0.9965 was measured in bfloat16."""
     loaded = load_weights(EMBEDDED)
-    plain = Predictor(loaded.model, loaded.config)
-    fast = {p: Predictor(for_prediction(loaded.model, p), loaded.config) for p in ("fp32", "bf16")}
+    plain = Predictor(loaded.model, loaded.config, min_score=0.0)
+    fast = {p: Predictor(for_prediction(loaded.model, p), loaded.config, min_score=0.0) for p in ("fp32", "bf16")}
     overlaps: dict[str, list[float]] = {name: [] for name in fast}
     assert len(EXPRESSIONS) >= 5
     for name, expressions in EXPRESSIONS.items():
@@ -76,7 +76,7 @@ def test_both_precisions_give_the_masks_of_the_plain_model() -> None:
                 union = np.logical_or(mask, answer.mask).sum()
                 overlaps[precision].append(float(np.logical_and(mask, answer.mask).sum() / union) if union else 1.0)
     assert min(overlaps["fp32"]) > 0.999
-    assert np.mean(overlaps["bf16"]) > 0.99
+    assert np.mean(overlaps["bf16"]) >= 0.995
     assert overlaps["bf16"] != overlaps["fp32"]  # it is another precision
 
 

@@ -21,12 +21,13 @@ from vlformer_cli.engine.predict import Predictor
 WORDS = ["cup", "the spoon right of the saucer", "a thing"]
 
 
-def test_the_temperature_changes_scores_alone(small_weights: Path) -> None:
+def test_temperature_and_shift_change_scores_alone(small_weights: Path) -> None:
     loaded, picture = load_weights(small_weights), cv2.resize(data.coffee(), (128, 96))
     plain = Predictor(loaded.model, loaded.config).predict(picture, WORDS)
-    cooled = Predictor(loaded.model, replace(loaded.config, temperature=2.5)).predict(picture, WORDS)
+    changed = replace(loaded.config, temperature=2.5, score_shift=-0.7)
+    cooled = Predictor(loaded.model, changed).predict(picture, WORDS)
     for one, other in zip(plain, cooled, strict=True):
-        assert other.score == pytest.approx(float(rescaled(np.array([one.score]), 2.5)[0]), abs=1e-5)
+        assert other.score == pytest.approx(float(rescaled(np.array([one.score]), 2.5, -0.7)[0]), abs=1e-5)
         np.testing.assert_array_equal(one.mask, other.mask)
 
 

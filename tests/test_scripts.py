@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,37 +31,40 @@ def test_expressions_lose_their_words_of_place() -> None:
 
 
 def test_calibrating_finds_the_temperature_and_the_threshold_and_is_stable(small_weights: Path, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
     weights, predictions = tmp_path / "w.safetensors", tmp_path / "predictions.jsonl"
     weights.write_bytes(small_weights.read_bytes())
 
-    def write(temperature: float) -> None:
-        """Answers whose scores are too sure by 2.5, divided by what the model has already."""
-        (tmp_path / "metrics.json").write_text(json.dumps({"min_score": 0, "temperature": temperature}))
+    def write(temperature: float, shift: float) -> None:
+        """Answers whose scores are too sure by 2.5, after what the model has already."""
+        (tmp_path / "metrics.json").write_text(
+            json.dumps({"min_score": 0, "temperature": temperature, "score_shift": shift})
+        )
         with predictions.open("w", encoding="utf-8") as file:
             for number in range(6_000):
                 means_nothing = number % 4 == 0
                 true = float(rng.beta(1, 6) if means_nothing else rng.beta(5, 1))
                 right = not means_nothing and rng.random() < true
-                score = float(expit(logit(true) * 2.5 / temperature))
+                score = float(expit(logit(true) * 2.5 / temperature + shift))
                 row = {"image": f"{number}.jpg", "truth_area": 0 if means_nothing else 9}
                 file.write(json.dumps({**row, "iou": 0.8 if right else 0.1, "score": score}) + "\n")
 
-    write(1.0)
+    write(1.0, 0.0)
     said = call(SCRIPTS / "calibrate.py", weights, predictions, "--diagram", tmp_path / "diagram.png", "--dry-run")
     assert load_weights(weights).config.temperature == 1.0  # nothing was written
     assert "written" not in said
     assert cv2.imread(str(tmp_path / "diagram.png")) is not None
     call(SCRIPTS / "calibrate.py", weights, predictions)
     first = load_weights(weights).config
-    assert 2.0 < first.temperature < 3.5
-    assert 0.2 < first.min_score < 0.8
+    before, after = map(float, re.findall(r"ECE ([\d.]+) %.*, ([\d.]+) %", said)[0])
+    assert after < 5 < before
+    assert 0.01 < first.min_score < 0.8
     call(SCRIPTS / "calibrate.py", weights, predictions)
     assert load_weights(weights).config == first  # the same answers say the same
-    write(first.temperature)
+    write(first.temperature, first.score_shift)
     call(SCRIPTS / "calibrate.py", weights, predictions)
     again = load_weights(weights).config
-    assert again.temperature == pytest.approx(first.temperature, rel=0.1)
+    assert again.temperature == pytest.approx(first.temperature, rel=0.02)
+    assert again.score_shift == pytest.approx(first.score_shift, abs=0.02)
 
 
 def test_stickers_are_made_of_emoji_and_icons(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a score means: its temperature, its calibration error, and the threshold below which nothing matches.
+"""What a score means: its temperature and shift, its calibration error, and the threshold below which nothing matches.
 
 Letters: N samples. A score is the chosen query's probability of the referent's class; it is right where its mask is.
 """
@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 BINS = 15  # as Guo et al. 2017 (arXiv 1706.04599)
-LOWEST, HIGHEST = 0.05, 20.0  # temperatures that are tried
-STEPS = 80  # of the search: each leaves 62 % of the interval
+STEPS = 60  # of Newton's method, at most; a dozen are enough
+LARGEST_STEP = 1.0  # of each of its two numbers, so that it cannot run away from answers that are easily told apart
+LEAST_SLOPE = 0.02
 SURE = 1e-7  # scores are kept this far from 0 and 1, where they have no logit
 
 Scores = NDArray[np.float64]
@@ -29,36 +30,50 @@ class Bin:
     """The share that is right."""
 
 
-def rescaled(score_N: Scores, temperature: float) -> Scores:
-    """The scores that logits divided by `temperature` give.
+def logit(score_N: Scores) -> Scores:
+    """The inverse of the logistic function.
+
+    >>> logit(np.array([0.5, 0.9])).round(3).tolist()
+    [0.0, 2.197]
+    """
+    score_N = score_N.clip(SURE, 1 - SURE)
+    return np.asarray(np.log(score_N) - np.log1p(-score_N))
+
+
+def rescaled(score_N: Scores, temperature: float, shift: float = 0.0) -> Scores:
+    """The scores that logits give which are divided by `temperature`, and then shifted.
 
     >>> rescaled(np.array([0.5, 0.9]), 2.0).round(2).tolist()
     [0.5, 0.75]
     """
-    score_N = score_N.clip(SURE, 1 - SURE)
-    logit_N = np.log(score_N) - np.log1p(-score_N)
-    return np.asarray(1 / (1 + np.exp(-logit_N / temperature)))
+    return np.asarray(1 / (1 + np.exp(-(logit(score_N) / temperature + shift))))
 
 
-def fit_temperature(score_N: Scores, right_N: Flags) -> float:
-    """The temperature that makes what happened most likely (Guo et al. 2017, section 4.2), by golden-section search.
+def restored(score_N: Scores, temperature: float, shift: float) -> Scores:
+    """The inverse of `rescaled`: the scores before.
 
-    The likelihood has one maximum over the inverse temperature, so that the search finds it.
+    >>> restored(rescaled(np.array([0.2, 0.9]), 2.0, 1.0), 2.0, 1.0).round(6).tolist()
+    [0.2, 0.9]
     """
-    low, high, golden = 1 / HIGHEST, 1 / LOWEST, (5**0.5 - 1) / 2
+    return np.asarray(1 / (1 + np.exp(-(logit(score_N) - shift) * temperature)))
+
+
+def fit_scores(score_N: Scores, right_N: Flags) -> tuple[float, float]:
+    """Temperature and shift that make what happened most likely (Platt 1999; the temperature alone: Guo et al. 2017).
+
+    A logistic regression on one number, by Newton's method; the likelihood has one maximum.
+    """
+    x_NC = np.stack([logit(score_N), np.ones(len(score_N))], 1)
+    weight_C = np.array([1.0, 0.0])
     for _ in range(STEPS):
-        one, two = high - golden * (high - low), low + golden * (high - low)
-        if _surprise(score_N, right_N, 1 / one) < _surprise(score_N, right_N, 1 / two):
-            high = two
-        else:
-            low = one
-    return 2 / (low + high)
-
-
-def _surprise(score_N: Scores, right_N: Flags, temperature: float) -> float:
-    """Mean negative log-likelihood."""
-    score_N = rescaled(score_N, temperature).clip(1e-300, 1 - 1e-16)
-    return float(-np.where(right_N, np.log(score_N), np.log1p(-score_N)).mean())
+        score = 1 / (1 + np.exp(-x_NC @ weight_C))
+        slope_C = x_NC.T @ (right_N - score)
+        curve_CC = (x_NC * (score * (1 - score))[:, None]).T @ x_NC + 1e-9 * np.eye(2)
+        step_C = np.linalg.solve(curve_CC, slope_C).clip(-LARGEST_STEP, LARGEST_STEP)
+        weight_C = weight_C + step_C
+        if np.abs(step_C).max() < 1e-10:
+            break
+    return 1 / max(float(weight_C[0]), LEAST_SLOPE), float(weight_C[1])
 
 
 def reliability(score_N: Scores, right_N: Flags) -> list[Bin]:
@@ -82,18 +97,11 @@ def calibration_error(score_N: Scores, right_N: Flags) -> float:
     return sum(one.count * abs(one.mean_score - one.right) for one in bins) / len(score_N)
 
 
-def best_threshold(score_N: Scores, meant_N: Flags) -> float:
-    """The score that parts expressions that mean something from the others best: the mean of N-acc and T-acc.
+def threshold_that_keeps(score_N: Scores, right_N: Flags, share: float) -> float:
+    """The highest score at which at least this share of the right answers score as much or more.
 
-    An answer at the threshold itself counts as a match.
-
-    >>> best_threshold(np.array([0.1, 0.2, 0.6, 0.9]), np.array([False, False, True, True]))
-    0.4
+    >>> threshold_that_keeps(np.array([0.1, 0.2, 0.6, 0.9]), np.array([False, True, True, True]), 0.6)
+    0.6
     """
-    order = np.argsort(score_N)
-    score_N, meant_N = score_N[order], meant_N[order]
-    refused_N = np.concatenate([[0], np.cumsum(~meant_N)]) / max(1, int((~meant_N).sum()))
-    kept_N = 1 - np.concatenate([[0], np.cumsum(meant_N)]) / max(1, int(meant_N.sum()))
-    between = np.concatenate([[0.0], (score_N[1:] + score_N[:-1]) / 2, [1.0]])
-    parts = np.concatenate([[True], score_N[1:] > score_N[:-1], [True]])  # no number lies between equal scores
-    return float(between[int(np.argmax(np.where(parts, refused_N + kept_N, -1.0)))])
+    ranked = np.sort(score_N[right_N])
+    return float(ranked[min(len(ranked) - 1, int(len(ranked) * (1 - share) + 1e-9))])

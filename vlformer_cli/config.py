@@ -99,6 +99,8 @@ class ModelConfig:
     """Longer expressions are cut to so many BPE tokens, start and end included. CLIP's context: 77."""
     temperature: Positive = 1.0
     """Class logits are divided by it before they become scores; `scripts/calibrate.py` fits it. Original: none."""
+    score_shift: float = 0.0
+    """Added to the referent's class logit after that; fitted too. The class loss's weights make raw scores too high."""
     min_score: Share = 0.0
     """`predict` says that nothing matches where the chosen query scores less. Original: it always answers."""
 

@@ -64,6 +64,7 @@ def evaluate(
         **found.to_json(),
         "min_score": min_score,
         "temperature": loaded.config.temperature,
+        "score_shift": loaded.config.score_shift,
         "weights": describe_weights(loaded),
         "environment": environment(),
     }

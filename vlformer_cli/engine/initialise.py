@@ -26,7 +26,7 @@ from vlformer_cli.tree import to_tree
 from vlformer_cli.types import VLFormerError
 
 FREE_FIELDS = {
-    *("name", "short_side", "max_side", "max_tokens", "temperature", "min_score"),
+    *("name", "short_side", "max_side", "max_tokens", "temperature", "score_shift", "min_score"),
     *("backbone.weights", "backbone.freeze_norm", "backbone.frozen", "text.weights", "text.frozen"),
 }
 """Fields of a model config that say how weights are come by, trained or used, and not what they compute."""

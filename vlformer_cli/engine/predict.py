@@ -121,5 +121,7 @@ class Predictor:
         tokens, is_cut = tokenize(expressions, self.config.max_tokens)
         index = torch.zeros(len(expressions), dtype=torch.long, device=self.device)
         output = self.engine.ask(seen, tokens.to(self.device), index)
-        score_NQ = (output.class_logits.float() / self.config.temperature).softmax(-1)[..., REFERENT]
+        class_logits_NQ2 = output.class_logits.float() / self.config.temperature
+        class_logits_NQ2[..., REFERENT] += self.config.score_shift
+        score_NQ = class_logits_NQ2.softmax(-1)[..., REFERENT]
         return Candidates(score_NQ, output.mask_logits, size, (original[0], original[1])), is_cut

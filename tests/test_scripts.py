@@ -36,6 +36,7 @@ def test_calibrating_finds_the_temperature_and_the_threshold_and_is_stable(small
 
     def write(temperature: float, shift: float) -> None:
         """Answers whose scores are too sure by 2.5, after what the model has already."""
+        rng = np.random.default_rng(0)
         (tmp_path / "metrics.json").write_text(
             json.dumps({"min_score": 0, "temperature": temperature, "score_shift": shift})
         )

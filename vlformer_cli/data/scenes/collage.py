@@ -9,7 +9,7 @@ from numpy.random import Generator
 from vlformer_cli.data.scenes.backgrounds import Picture
 from vlformer_cli.data.scenes.objects import COLOURS, KINDS
 from vlformer_cli.data.scenes.photos import PhotoLibrary, cut_out, view
-from vlformer_cli.data.scenes.plan import Draft, pick, place
+from vlformer_cli.data.scenes.plan import Draft, pick, place, unit_of
 from vlformer_cli.data.scenes.render import Sprite
 from vlformer_cli.data.scenes.shapes import coin
 from vlformer_cli.data.scenes.stickers import Stickers, drawn
@@ -73,7 +73,7 @@ def _things(
     for draft in place(rng, looks, *size, around=around) if looks else []:
         found = library.draw_thing(rng, draft.kind) if draft.kind not in KINDS or coin(rng) else None
         if found is not None:
-            made.append(cut_out(rng, found, draft, (size[0] * size[1]) ** 0.5 / 192))
+            made.append(cut_out(rng, found, draft, unit_of(*size)))
         elif draft.kind in KINDS:
             made.append(drawn(rng, draft, outline, bent, stickers))
     return made

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from vlformer_cli.data.images import read_image
 from vlformer_cli.data.rle import decode_rle, polygons_to_rle, rle_bbox
 from vlformer_cli.data.scenes.backgrounds import Picture
-from vlformer_cli.data.scenes.objects import KINDS, SIZES
-from vlformer_cli.data.scenes.plan import Draft, pick
+from vlformer_cli.data.scenes.objects import SIZES
+from vlformer_cli.data.scenes.plan import Draft, own_scale, pick, unit_of
 from vlformer_cli.data.scenes.render import ZOOM, Sprite
 from vlformer_cli.data.scenes.shapes import BODY, coin, u
 from vlformer_cli.data.sources.coco import CocoAnnotation, CocoImage, read_instances
@@ -217,7 +217,7 @@ def view(rng: Generator, library: PhotoLibrary, width: int, height: int) -> View
             continue  # cut off
         extent = max(tones.shape) / ZOOM
         centre = ((spot[0] + tones.shape[1] / 2) / ZOOM, (spot[1] + tones.shape[0] / 2) / ZOOM)
-        size_word = _size_word(thing.kind, extent, (width * height) ** 0.5 / 192)
+        size_word = _size_word(thing.kind, extent, unit_of(width, height))
         sprites.append(
             Sprite(Draft(thing.kind, thing.colour, size_word, "", extent, *centre), tones, *spot, fixed=True)
         )
@@ -227,7 +227,7 @@ def view(rng: Generator, library: PhotoLibrary, width: int, height: int) -> View
 def cut_out(rng: Generator, found: tuple[Thing, Picture], draft: Draft, unit: float) -> Sprite:
     """A thing of a photograph at a draft's place and size, with the colour that it has.
 
-    `unit`: pixels of the scene for one of a picture of 192 pixels, which sizes are stated for.
+    `unit`: of the scene, as `unit_of` gives it.
     """
     thing, pixels_hw3 = found
     zoom = min(draft.extent * ZOOM / max(thing.mask_hw.shape), ENLARGED)
@@ -245,7 +245,7 @@ def cut_out(rng: Generator, found: tuple[Thing, Picture], draft: Draft, unit: fl
 
 def _size_word(kind: str, extent: float, unit: float) -> str:
     """The class of a thing whose longest side is `extent` pixels; empty between the classes."""
-    extent /= unit * (KINDS[kind].scale if kind in KINDS else 1.0)
+    extent /= unit * own_scale(kind)
     return next((word for word, low, high in _CLASSES if low <= extent <= high), "")
 
 

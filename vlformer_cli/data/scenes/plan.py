@@ -77,12 +77,22 @@ def _mixed_looks(rng: Generator) -> list[Draft]:
     return looks
 
 
+def unit_of(width: int, height: int) -> float:
+    """Pixels of a picture of this size for one of a picture of 192 pixels, which sizes are stated for."""
+    return float((width * height) ** 0.5 / 192)
+
+
+def own_scale(kind: str) -> float:
+    """What sizes of this kind are multiplied by; 1 for kinds of photographs, which are not drawn."""
+    return KINDS[kind].scale if kind in KINDS else 1.0
+
+
 def place(rng: Generator, looks: list[Draft], width: int, height: int, around: Sequence[Draft] = ()) -> list[Draft]:
     """The group of the first kind scattered, in a row or in a column; some others deliberately overlapping.
 
     `around`: what is there already.
     """
-    scale = (width * height) ** 0.5 / 192
+    scale = unit_of(width, height)
     layout = pick(rng, ("scatter", "scatter", "row", "column"))
     crowding = pick(rng, (0.02, 0.1, 0.2))
     overlaps = 0 if coin(rng, 0.35) else int(rng.integers(1, 3))
@@ -90,8 +100,7 @@ def place(rng: Generator, looks: list[Draft], width: int, height: int, around: S
     placed = list(around)
     for look in looks:
         low, high = SIZES[look.size]
-        own = KINDS[look.kind].scale if look.kind in KINDS else 1.0
-        draft = replace(look, extent=u(rng, low, high) * scale * own)
+        draft = replace(look, extent=u(rng, low, high) * scale * own_scale(look.kind))
         near = bool(placed) and overlaps > 0 and coin(rng, 0.5)
         in_line = layout if look.kind == looks[0].kind else "scatter"
         spot = _find_spot(rng, draft, placed, (width, height), line, in_line, crowding, near)

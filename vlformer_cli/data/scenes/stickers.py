@@ -112,10 +112,9 @@ def _turned(rng: Generator, pixels: Picture, solid: NDArray[np.uint8], extent: f
     size = (2 * int(np.ceil(reach[0])), 2 * int(np.ceil(reach[1])))
     shift = np.array(size) / 2 - matrix @ np.array([width, height]) / 2
     matrix_23 = np.hstack([matrix, shift[:, None]])
-    how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
     if zoom < 1:  # a warp skips pixels where it shrinks
         small = (max(1, round(width * zoom)), max(1, round(height * zoom)))
-        pixels, solid = cv2.resize(pixels, small, interpolation=how), cv2.resize(solid, small, interpolation=how)
+        pixels, solid = (cv2.resize(one, small, interpolation=cv2.INTER_AREA) for one in (pixels, solid))
         matrix_23[:, 0] *= width / small[0]
         matrix_23[:, 1] *= height / small[1]
     turned = cv2.warpAffine(pixels, matrix_23, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)

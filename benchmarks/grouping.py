@@ -1,7 +1,8 @@
 """Expressions a second in training: several expressions about one picture in one forward, against one for each picture.
 
 Both variants take optimiser steps over the same number of expressions, in turn, with random weights, noise for pictures
-and expressions that were never seen before, so that nothing is remembered.
+and expressions that were never seen before, so that nothing is remembered. The floating-point operations of both are
+counted too: their ratio is what sharing can save at all.
 
 python benchmarks/grouping.py [--config configs/vlformer-r50.yaml] [--expressions 5] [--repeats 5] [--threads 0]
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from vlformer_cli.config import Config, DataConfig, load_config
 from vlformer_cli.data.dataset import collate
@@ -60,6 +62,13 @@ def seconds_of_a_step(stepper: Stepper, step: int, batch: Batch) -> float:
     return time.perf_counter() - began
 
 
+def operations_of_a_step(stepper: Stepper, step: int, batch: Batch) -> int:
+    """Floating-point operations of convolutions and matrix products, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        seconds_of_a_step(stepper, step, batch)
+    return int(counter.get_total_flops())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path("configs/vlformer-r50.yaml"))
@@ -76,17 +85,23 @@ def main() -> None:
     rng = np.random.default_rng(0)
     variants = {"one picture, all expressions": (1, args.expressions), "a picture each": (args.expressions, 1)}
     times: dict[str, list[float]] = {name: [] for name in variants}
+    operations = {}
     for repeat in range(args.repeats + 1):
         for name, (pictures, each) in variants.items():
-            seconds = seconds_of_a_step(stepper, repeat, make_batch(pictures, each, config, rng))
-            if repeat:  # the first is warm-up
-                times[name].append(seconds)
+            batch = make_batch(pictures, each, config, rng)
+            if repeat:
+                times[name].append(seconds_of_a_step(stepper, repeat, batch))
+            else:  # the warm-up
+                operations[name] = operations_of_a_step(stepper, repeat, batch)
     rates = {name: args.expressions / statistics.median(found) for name, found in times.items()}
     for name, found in times.items():
         spread = f"{min(found):.2f} to {max(found):.2f}"
-        print(f"{name}: {statistics.median(found):.2f} s a step ({spread}), {rates[name]:.2f} expressions/s")
+        print(f"{name}: {statistics.median(found):.2f} s a step ({spread}), {rates[name]:.2f} expressions/s, "
+              f"{operations[name] / 1e9:.0f} billion operations")  # fmt: skip
     grouped, single = rates.values()
-    print(f"grouped is {grouped / single:.2f} times as fast; medians of {args.repeats}, in turn, after one warm-up")
+    fewer, more = operations.values()
+    print(f"grouped is {grouped / single:.2f} times as fast, with {more / fewer:.2f} times fewer operations; "
+          f"medians of {args.repeats}, in turn, after one warm-up")  # fmt: skip
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
     print(f"{config.model.name}, {config.model.short_side} px, {args.expressions} expressions a step; {versions}, "
           f"{platform.machine()}, peak memory {memory_used(stepper.device)}")  # fmt: skip

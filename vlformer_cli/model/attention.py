@@ -91,7 +91,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The shape stays."""
-        return self.norm(x + self.contract(F.relu(self.expand(x), inplace=True)))
+        # in place what autograd sees as a view would be copied in the backward pass
+        return self.norm(x + self.contract(F.relu(self.expand(x), inplace=not torch.is_grad_enabled())))
 
 
 class MaskedGroupNorm(nn.GroupNorm):

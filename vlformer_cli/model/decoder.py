@@ -34,18 +34,28 @@ class Decoder(nn.Module):
         coarse_masks = [pixels.masks.resized(level.shape[-2:]) for level in levels]
         query_NQD = self.query_feat.expand(words.feat.shape[0], -1, -1)
         blocked_NQP = pixels.pads[0].flatten(1)[:, None]
-        earlier: list[Prediction] = []
+        asked: list[tuple[Tensor, Tensor]] = []
         for number, block in enumerate(self.blocks):
             level = number % len(levels)
             query_NQD = block(query_NQD, self.query_position, keys[level], values[level], words, blocked_NQP)
             class_logits_NQ2, mask_embed_NQM = self.heads(query_NQD)
+            asked.append((class_logits_NQ2, mask_embed_NQM))
             if number + 1 < len(self.blocks):
                 following = (number + 1) % len(levels)
                 blocked_NQP = attention_block(mask_embed_NQM, coarse_masks[following], pixels.pads[following])
-                if self.training:
-                    earlier.append(Prediction(class_logits_NQ2, pixels.masks.dot(mask_embed_NQM)))
-        mask_logits_NQYX = pixels.masks.dot(mask_embed_NQM)
-        return VLFormerOutput(class_logits_NQ2, mask_logits_NQYX, tuple(earlier), pixels.pointed_logits)
+        *earlier, last = _predictions(asked if self.training else asked[-1:], pixels.masks)
+        return VLFormerOutput(last.class_logits, last.mask_logits, tuple(earlier), pixels.pointed_logits)
+
+
+def _predictions(asked: Sequence[tuple[Tensor, Tensor]], masks: MaskFeatures) -> list[Prediction]:
+    """Of several blocks' class logits and mask embeddings.
+
+    All masks come of one product: the gradient of the features, the largest tensor of all, is then made once and not
+    once for each block.
+    """
+    embeds = [embed_NQM for _, embed_NQM in asked]
+    mask_logits = masks.dot(torch.cat(embeds, 1)).split([embed.shape[1] for embed in embeds], 1)
+    return [Prediction(classes, logits) for (classes, _), logits in zip(asked, mask_logits, strict=True)]
 
 
 class Heads(nn.Module):

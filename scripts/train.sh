@@ -23,7 +23,7 @@ if [ -n "${COCO:-}" ]; then
   .venv/bin/python scripts/photographs.py "$COCO" "$data/photographs"
   photos=(--scenario photos --from "$data/photographs/training" --images 5000 --seed 1 --size 256 --bent 1 --no-target 0.12)
   prepare scenes-photos-seed1 "${photos[@]}" ${STICKERS:+--stickers "$STICKERS"}
-  sources+=', {path: scenes-photos-seed1, weight: 0.25, first_step: 1600}'
+  sources+=', {path: scenes-photos-seed1, weight: 0.25}'
 fi
 .venv/bin/vlformer train --config configs/tiny.yaml --set "data.train=[$sources]" --output runs/vlformer-tiny --resume "$@"
 .venv/bin/vlformer eval --weights runs/vlformer-tiny/model.safetensors --dataset scenes-seed1000 --split train --output runs/vlformer-tiny/eval

@@ -9,7 +9,7 @@
 # the source that needs it is left out, and the model knows other drawings or photographs less well. Data sets that are there
 # already are not drawn again: remove them after a change of STICKERS or COCO.
 COCO="${COCO:+$(realpath "$COCO")}" STICKERS="${STICKERS:+$(realpath "$STICKERS")}"
-source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" ""  # "": not this script's own arguments
 data="${VLFORMER_DATA:-data}"
 prepare() { [ -d "$data/$1" ] || .venv/bin/vlformer prepare-data scenes "${@:2}"; }
 prepare scenes-directions-seed0 --scenario directions --images 3000 --seed 0

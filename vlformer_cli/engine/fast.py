@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from vlformer_cli.model.backbone import Backbone
+from vlformer_cli.model.deform_attn import DeformableAttention
 from vlformer_cli.model.pixel_decoder import ImageFeatures
 from vlformer_cli.model.text_encoder import Words
 from vlformer_cli.model.vlformer import VLFormer
@@ -22,7 +23,7 @@ from vlformer_cli.types import VLFormerError, VLFormerOutput
 TOLERANCE = 1e-4
 """How far a folded backbone's features may be from the original's, as a part of their largest value."""
 ONEDNN = ("expand", "contract", "value_proj", "out_proj")
-"""Linear layers of the encoder that oneDNN computes in float32; the others are called by their weights."""
+"""Linear layers of the encoder that oneDNN computes in float32, beside each `DeformableAttention.where`."""
 CELLS_AT_ONCE = 8_000
 """Cells of all levels and expressions in one forward on a CPU. More fall out of its caches, and tensors above 32 MB
 come from the system page by page: eight expressions at 480 x 640 take 1.1 to 1.4 times as long at once as in turn."""
@@ -122,9 +123,9 @@ class OneDnnLinear(nn.Module):
     tries it first and compares.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
+        self.weight, self.bias = nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x_NPD: Tensor) -> Tensor:
         """As `nn.Linear`."""
@@ -152,8 +153,10 @@ def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def _use_onednn(parent: nn.Module) -> None:
     for name, child in list(parent.named_children()):
         if type(child) is nn.Linear and name in ONEDNN:
-            setattr(parent, name, OneDnnLinear(child))
+            setattr(parent, name, OneDnnLinear(child.weight, child.bias))
         _use_onednn(child)
+    if isinstance(parent, DeformableAttention):
+        parent.where = OneDnnLinear(*parent.where_matrix())
 
 
 @torch.no_grad()

@@ -37,6 +37,8 @@ class DeformableAttention(nn.Module):
         self.weights = nn.Linear(dim, math.prod(self.shape))
         self.value_proj = nn.Linear(dim, dim)
         self.out_proj = nn.Linear(dim, dim)
+        self.where: nn.Module | None = None
+        """What computes `where_matrix`'s linear layer; None: `F.linear`."""
         self.by_grid = False
         """True: `grid_sample`, which exporters know. False: `embedding_bag` on a CPU, several times faster there."""
         self._initialise()
@@ -73,13 +75,15 @@ class DeformableAttention(nn.Module):
 
     def _read_where(self, query_NSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """NSAk each: x and y of the offsets (`offsets` gives them in turn) and the logits of the weights."""
+        read = self.where(query_NSD) if self.where is not None else F.linear(query_NSD, *self.where_matrix())
+        x_NSAk, y_NSAk, logits_NSAk = (part.unflatten(-1, (self.shape[0], -1)) for part in read.chunk(3, -1))
+        return x_NSAk, y_NSAk, logits_NSAk
+
+    def where_matrix(self) -> tuple[Tensor, Tensor]:
+        """Matrix and bias of `offsets` and `weights` as one layer: x of all points, y of all, logits of the weights."""
         offset, weight = self.offsets, self.weights
         matrix = torch.cat([offset.weight[0::2], offset.weight[1::2], weight.weight])
-        bias = torch.cat([offset.bias[0::2], offset.bias[1::2], weight.bias])
-        x_NSAk, y_NSAk, logits_NSAk = (
-            part.unflatten(-1, (self.shape[0], -1)) for part in F.linear(query_NSD, matrix, bias).chunk(3, -1)
-        )
-        return x_NSAk, y_NSAk, logits_NSAk
+        return matrix, torch.cat([offset.bias[0::2], offset.bias[1::2], weight.bias])
 
 
 def softmax_of_few(logits_NSAk: Tensor) -> Tensor:

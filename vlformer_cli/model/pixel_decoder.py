@@ -324,6 +324,6 @@ def _flat(levels: Sequence[Tensor]) -> Tensor:
 
 
 def _unflat(x_NSD: Tensor, shapes: LevelShapes) -> list[Tensor]:
-    """NSD -> NDYX of each level."""
-    parts = x_NSD.transpose(1, 2).split([h * w for h, w in shapes], 2)
-    return [part.unflatten(2, shape) for part, shape in zip(parts, shapes, strict=True)]
+    """NSD -> NDYX of each level, channels last, which for one expression too is to be seen from the strides."""
+    parts = x_NSD.split([h * w for h, w in shapes], 1)
+    return [part.unflatten(1, shape).permute(0, 3, 1, 2) for part, shape in zip(parts, shapes, strict=True)]

@@ -109,3 +109,15 @@ def test_one_image_for_all_expressions_is_not_copied() -> None:
     assert per_expression(x_BC, index_N).data_ptr() == x_BC.data_ptr()
     two_BC, both_N = torch.randn(2, 5), torch.tensor([1, 0, 1])
     assert_close(per_expression(two_BC, both_N), two_BC[both_N])
+
+
+def test_a_few_expressions_at_once_are_answered_as_all_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = for_prediction(load_weights(EMBEDDED).model)
+    tokens_NT, index_N = torch.randint(1, 1000, (5, 6)), torch.zeros(5, dtype=torch.long)
+    with torch.inference_mode():
+        seen = engine.look(torch.rand(1, 3, 64, 96) * 255, torch.ones(1, 64, 96, dtype=torch.bool))
+        whole = engine.ask(seen, tokens_NT, index_N)
+        monkeypatch.setattr("vlformer_cli.engine.fast.NUMBERS_AT_ONCE", 2 * 126 * engine.widest)  # 126 cells
+        parts = engine.ask(seen, tokens_NT, index_N)
+    assert_close(parts.class_logits, whole.class_logits, atol=1e-4, rtol=1e-4)
+    assert_close(parts.mask_logits, whole.mask_logits, atol=1e-3, rtol=1e-4)

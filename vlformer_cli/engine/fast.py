@@ -24,9 +24,9 @@ TOLERANCE = 1e-4
 """How far a folded backbone's features may be from the original's, as a part of their largest value."""
 ONEDNN = ("expand", "contract", "value_proj", "out_proj")
 """Linear layers of the encoder that oneDNN computes in float32, beside each `DeformableAttention.where`."""
-CELLS_AT_ONCE = 8_000
-"""Cells of all levels and expressions in one forward on a CPU. More fall out of its caches, and tensors above 32 MB
-come from the system page by page: eight expressions at 480 x 640 take 1.1 to 1.4 times as long at once as in turn."""
+NUMBERS_AT_ONCE = 8_200_000
+"""Numbers of the encoder's widest tensor in one forward on a CPU. More fall out of its caches: with vlformer-r50 eight
+expressions at 480 x 640 take 1.1 to 1.4 times as long at once as in turn, with vlformer-tiny at 256 x 256 0.8 times."""
 
 
 FEW_PRODUCTS = 100
@@ -45,6 +45,7 @@ class Fast(nn.Module):
         """`model` is changed: autocast would convert its weights anew in every forward."""
         super().__init__()
         self.model, self.is_bfloat16 = model, precision == "bf16"
+        self.widest = max(len(parameter) for parameter in model.pixel_decoder.parameters())
         if self.is_bfloat16:
             _in_bfloat16(model.backbone, FEW_PRODUCTS)
             _in_bfloat16(model.pixel_decoder)
@@ -58,7 +59,7 @@ class Fast(nn.Module):
         """As `VLFormer.ask`."""
         words = self.model.text_encoder(token_NT)
         cells = sum(level.shape[1] for level in seen.levels)
-        at_once = max(1, CELLS_AT_ONCE // cells) if token_NT.device.type == "cpu" else len(token_NT)
+        at_once = max(1, NUMBERS_AT_ONCE // (cells * self.widest)) if token_NT.device.type == "cpu" else len(token_NT)
         parts = [slice(first, first + at_once) for first in range(0, len(token_NT), at_once)]
         answers = [self._answer(seen, words.part(part), image_index_N[part]) for part in parts]
         return VLFormerOutput(

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import Connection
 from typing import TypeVar
 
 import cv2
@@ -28,22 +29,24 @@ def run_chunks(
         yield from map(work, tasks)
         return
     # spawn: a fork of a process with threads (torch, OpenCV) may hang
-    pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
+    context = multiprocessing.get_context("spawn")
+    line, held = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(line,))
     try:
         yield from pool.map(work, tasks)
     finally:
+        held.close()  # the workers end now, and not after what they have begun
         pool.shutdown(wait=True, cancel_futures=True)
+        line.close()
 
 
-def _begin() -> None:
-    """In a worker: one thread, no reaction to Ctrl-C (the parent ends the pool), and an end when the parent is gone."""
+def _begin(line: Connection) -> None:
+    """In a worker: one thread, no reaction to Ctrl-C, and an end when the other end of the line is let go."""
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    threading.Thread(target=_follow_parent, args=(line,), daemon=True).start()
 
 
-def _follow_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _follow_parent(line: Connection) -> None:
+    line.poll(None)  # nothing is ever sent: the parent closed it, or is gone
+    os._exit(1)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import timm
 import torch
 from skimage import data
 from small_model import SMALL
@@ -20,6 +21,9 @@ from vlformer_cli.data.transforms import resize_image
 from vlformer_cli.engine import export
 from vlformer_cli.engine.checkpoint import LoadedModel, load_weights
 from vlformer_cli.engine.engines import INPUTS, OUTPUTS, Run
+from vlformer_cli.engine.graph import exportable
+from vlformer_cli.engine.graph_swin import FreeSizeBlock
+from vlformer_cli.model.backbone import Backbone
 from vlformer_cli.model.build import build_model
 from vlformer_cli.tree import to_tree
 from vlformer_cli.types import VLFormerError
@@ -70,6 +74,47 @@ def test_a_resnet_too(tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, backbone=BackboneConfig(name="resnet18"), blocks=1)
     loaded = LoadedModel(build_model(config).eval(), config, {}, tmp_path / "none")
     assert export.export_onnx(loaded, tmp_path / "resnet.onnx").difference < export.TOLERANCE
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 160), (224, 224), (480, 256)])
+def test_a_swin_with_free_sizes_is_timm_s(height: int, width: int) -> None:
+    torch.manual_seed(0)
+    net = small_swin()
+    free = exportable(nn.ModuleDict({"backbone": net}))["backbone"]  # type: ignore[arg-type, index]
+    assert sum(isinstance(module, FreeSizeBlock) for module in free.modules()) == 8
+    images, valid = torch.rand(2, 3, height, width) * 255, torch.ones(2, height, width, dtype=torch.bool)
+    with torch.no_grad():
+        for ours, theirs in zip(free(images, valid), net(images, valid), strict=True):
+            torch.testing.assert_close(ours, theirs)
+            assert theirs.std() > 0.05
+
+
+@pytest.mark.slow  # minutes
+def test_a_swin_too(tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, blocks=1)
+    model = build_model(config)
+    model.backbone = small_swin()
+    model.pixel_decoder = build_model(
+        dataclasses.replace(config, backbone=BackboneConfig(name="swin_tiny_patch4_window7_224"))
+    ).pixel_decoder
+    loaded = LoadedModel(model.eval(), config, {}, tmp_path / "none")
+    assert export.export_onnx(loaded, tmp_path / "swin.onnx").difference < export.TOLERANCE
+
+
+def small_swin() -> Backbone:
+    """Two blocks a stage, the second with shifted windows, and biases of places that are not near zero."""
+    net = timm.create_model(
+        "swin_tiny_patch4_window7_224",
+        features_only=True,
+        out_indices=(0, 1, 2, 3),
+        strict_img_size=False,
+        depths=(2, 2, 2, 2),
+    )
+    for name, parameter in net.named_parameters():
+        if "relative_position" in name:
+            nn.init.normal_(parameter)
+    channels, thirds = net.feature_info.channels(), (0.3, 0.3, 0.3)
+    return Backbone(net=net, channels=channels, mean=thirds, std=thirds, freeze_norm=True, channels_at_end=True).eval()
 
 
 class Sums(nn.Module):

@@ -9,11 +9,13 @@ from __future__ import annotations
 import copy
 
 import torch
+from timm.layers import PatchEmbed
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional as F
 
+from vlformer_cli.engine.graph_swin import with_free_sizes
 from vlformer_cli.model.backbone import Backbone
 from vlformer_cli.model.deform_attn import DeformableAttention
 from vlformer_cli.model.text_encoder import TextEncoder
@@ -62,6 +64,10 @@ def exportable(model: VLFormer) -> VLFormer:
         for name, child in parent.named_children():
             if isinstance(child, Conv2dSame):
                 setattr(parent, name, EvenSizeConv(child))
+            elif (stand_in := with_free_sizes(child)) is not None:
+                setattr(parent, name, stand_in)
+            elif isinstance(child, PatchEmbed):
+                child.dynamic_img_pad = False  # sides are multiples of 32
     for module in model.modules():
         if isinstance(module, DeformableAttention):
             module.by_grid = True

@@ -231,7 +231,8 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_killed_run_leaves_no_process_and_no_final_name(tmp_path: Path, how: signal.Signals) -> None:
     code = (
-        "from pathlib import Path; from vlformer_cli.data.scenes.generate import Recipe, generate_scenes\n"
+        "import signal; from pathlib import Path; from vlformer_cli.data.scenes.generate import generate_scenes\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs begin without one
         f"generate_scenes(Path({str(tmp_path / 'scenes')!r}), images=100000, seed=1, workers=2,"
         " progress=lambda done, total: print(done, flush=True))"
     )

@@ -188,6 +188,16 @@ def test_what_all_processes_complain_of_is_said_once(job: Config, tmp_path: Path
     assert said.count("no parameter's name begins with 'no_such_part'") == 1
 
 
+def test_what_is_refused_stays_refused_when_torchrun_starts_again(job: Config, tmp_path: Path) -> None:
+    config = write_config(job, tmp_path / "config.yaml")
+    train(replace(job, train=replace(job.train, steps=2)), tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    code, said = finish(start(config, tmp_path / "run", "--gpus", "2", "--max-restarts", "1"))
+    assert code == 1
+    assert said.count("holds a run already: add --resume, or give another --output") == 2
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
 def test_sigterm_to_a_job_writes_a_checkpoint(job: Config, tmp_path: Path) -> None:
     longer = replace(job, train=replace(job.train, steps=1000, eval_every=1000, save_every=1000, log_every=1))
     config = write_config(longer, tmp_path / "config.yaml")
@@ -216,6 +226,8 @@ def test_the_world_under_slurm_is_that_of_the_step() -> None:
     step = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_ID": "0",
             "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}  # fmt: skip
     assert world_from(step) == World(rank=5, size=8, local_rank=1, local_size=4)
+    assert world_from({**step, "SLURM_CPUS_PER_TASK": "3"}).threads(0) == 3
+    assert world_from({**step, "SLURM_CPUS_PER_TASK": "3"}).threads(2) == 2
     batch_script = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8"}
     assert world_from(batch_script) == World()
     assert world_from({**step, "SLURM_STEP_NUM_TASKS": "1"}) == World()

@@ -108,6 +108,16 @@ def test_padding_and_neighbours_change_nothing(backbone: str) -> None:
     check_same(ask(model, among, [WORDS[2], *WORDS[:2], WORDS[0]], [0, 1, 1, 2]), alone, [1, 2], size)
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_training_draws_nothing_in_the_backbone(backbone: str) -> None:
+    """A process draws for its own pictures: 1 and 2 processes would compute different steps."""
+    net = random_model(dataclasses.replace(CONFIG, backbone=BackboneConfig(name=backbone))).backbone.train()
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 255
+    first, second = (net(images, torch.ones(2, 64, 64, dtype=torch.bool)) for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 def test_a_picture_that_fills_its_canvas(model: VLFormer) -> None:
     """Its right and bottom borders are as in a canvas that ends there."""
     one, size = picture(1, 96, 128), (96, 128)

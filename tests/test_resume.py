@@ -26,7 +26,7 @@ from vlformer_cli.data.store import file_sha256
 from vlformer_cli.engine.run import Run
 from vlformer_cli.engine.run_folder import Checkpoints
 from vlformer_cli.engine.step import StepResult
-from vlformer_cli.engine.stop import STARTED, began, minutes_left
+from vlformer_cli.engine.stop import ENDING, RESERVE, STARTED, StopRequest, began, minutes_left
 from vlformer_cli.engine.train import train
 from vlformer_cli.types import VLFormerError
 
@@ -102,6 +102,35 @@ def test_a_run_ends_before_its_time_limit(small_run: Config, tmp_path: Path) -> 
     assert (stopped.step, stopped.is_planned) == (0, True)
     assert stopped.stopped_by == "its time limit (--max-minutes)"
     assert train(small_run, tmp_path / "run", resume=True, max_minutes=10).stopped_by is None
+
+
+def test_the_time_limit_leaves_room_for_what_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("vlformer_cli.engine.stop.time.monotonic", lambda: now)
+    stop = StopRequest(2.0, alone=True)  # until 1120
+    stop.took("step", 2.0)
+    stop.guess("checkpoint", 10.0)
+    stop.guess("evaluation", 30.0)
+    now = 1120 - ENDING - RESERVE * 12 - 0.1  # a step and a checkpoint still fit
+    assert not stop.is_wanted(evaluates=False)
+    assert StopRequest(0.0, alone=True).is_wanted(evaluates=False)
+    now = 1120 - ENDING - RESERVE * 42 - 0.1
+    assert not stop.is_wanted(evaluates=True)
+    now += 0.2
+    assert not stop.is_wanted(evaluates=False)
+    stop.took("evaluation", 20.0)  # known now, and shorter than it was thought to be
+    assert not stop.is_wanted(evaluates=True)
+    stop.took("evaluation", 31.0)
+    assert stop.is_wanted(evaluates=True)
+    assert stop.is_planned
+
+
+def test_a_run_stops_where_its_first_checkpoint_might_be_late(
+    small_run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlformer_cli.engine.train.SLOW_DISK", 1.0)  # a byte a second
+    stopped = train(small_run, tmp_path / "run", max_minutes=60)
+    assert (stopped.step, stopped.is_planned) == (1, True)
 
 
 @pytest.mark.skipif(shutil.which("ps") is None, reason="there is no ps to ask")

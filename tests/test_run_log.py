@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import resource
 import subprocess
 import sys
 import types
@@ -18,11 +19,13 @@ import pytest
 import torch
 from small_jobs import rows_of, weights_of, write_config
 
-from vlformer_cli.config import Config, DataSource
+from vlformer_cli.config import Config, DataSource, TrainConfig
 from vlformer_cli.engine import dry_run
 from vlformer_cli.engine.checkpoint import load_weights
 from vlformer_cli.engine.evaluate import evaluate
 from vlformer_cli.engine.predict import Predictor
+from vlformer_cli.engine.run_folder import read_rows
+from vlformer_cli.engine.run_log import RunLog
 from vlformer_cli.engine.train import train
 from vlformer_cli.report.curves import save_curves
 from vlformer_cli.report.live import Now, TrainDisplay
@@ -49,6 +52,32 @@ def test_tensorboard_reads_what_metrics_jsonl_says(small_run: Config, tmp_path: 
     assert found == [(s, pytest.approx(v)) for s, v in overlap]
     assert len(losses) == 6
     assert len(overlap) == 2
+
+
+def test_a_disk_that_is_full_for_a_while_costs_rows_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = RunLog(tmp_path, TrainConfig(), resumed_at=0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    log.write({"step": 1, "loss": 1.0})
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "metrics.jsonl").stat().st_size + 9, before[1]))
+        for step in (2, 3):
+            log.write({"step": step, "loss": 2.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    for step in (4, 5):
+        log.write({"step": step, "loss": 3.0})
+    log.close()
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 4, 5]
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("loss")][-2:] == [4, 5]
+    told = capsys.readouterr().err
+    assert told.count("could not be written") == 2  # metrics.jsonl and TensorBoard, once each
+    assert "Traceback" not in told
 
 
 class FakeRun:

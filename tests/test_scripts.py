@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -24,6 +25,31 @@ def call(*words: object) -> str:
     done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "again"),
+    [
+        ("vlformer: stopped by SIGTERM at step 5, a checkpoint is written: go on with --resume", 1, True),
+        ("stopped by its time limit (--max-minutes) at step 5, a checkpoint is written: go on with --resume", 0, True),
+        ("vlformer: the loss was not finite in 10 steps in a row", 1, False),
+        ("vlformer: the config changed since the run in runs/a began: train.lr was 1, is 2", 1, False),
+        ("600 steps, 900 expressions in 5 min", 0, False),
+    ],
+)
+def test_a_slurm_job_is_queued_again_where_it_can_go_on(tmp_path: Path, said: str, code: int, again: bool) -> None:
+    commands = {"srun": f"echo {said!r} >&2; exit {code}", "scontrol": f'echo "$@" >> {tmp_path}/asked'}
+    for name, text in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
+    done = subprocess.run(
+        ["bash", SCRIPTS / "train.slurm"], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == code
+    assert said in done.stdout  # the job's log
+    asked = (tmp_path / "asked").read_text() if (tmp_path / "asked").exists() else ""
+    assert asked == ("requeue 77\n" if again else "")
 
 
 def test_expressions_lose_their_words_of_place() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vlformer_cli.config import Config, TrainConfig
 from vlformer_cli.engine.checkpoint import load_weights
-from vlformer_cli.engine.distributed import ALONE
+from vlformer_cli.engine.distributed import ALONE, World
 from vlformer_cli.engine.optim import Schedule, average_of, build_optimizer
 from vlformer_cli.engine.run import Run
 from vlformer_cli.engine.train import train
@@ -141,6 +141,23 @@ def test_schedules_by_hand() -> None:
     assert [original.scale(step) for step in (9, 69_999, 70_000, 99_999)] == pytest.approx([1, 1, 0.1, 0.1])
 
 
+def test_stages_without_steps_have_a_schedule() -> None:
+    """A dry run asks for one step more than there are."""
+    for schedule in ("cosine", "step"):
+        scale = Schedule(TrainConfig(steps=6, words_first=6, warmup=0, schedule=schedule)).scale
+        assert scale(6) in (1.0, pytest.approx(0.1))
+
+
+def test_swin_position_biases_do_not_decay() -> None:
+    """As in Swin's and Mask2Former's recipes; they are tables, with two dimensions."""
+    model = build_model(replace(SMALL, backbone=replace(SMALL.backbone, name="swin_tiny_patch4_window7_224")))
+    groups = build_optimizer(model, TrainConfig(weight_decay=0.05)).param_groups
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    tables = {name: p for name, p in model.named_parameters() if name.endswith("relative_position_bias_table")}
+    assert len(tables) == 12
+    assert not [name for name, p in tables.items() if id(p) in decayed]
+
+
 def test_every_trained_parameter_is_in_one_group() -> None:
     model = build_model(replace(SMALL, backbone=replace(SMALL.backbone, frozen=("conv_stem", "blocks.0"))))
     optimizer = build_optimizer(model, TrainConfig(lr=1.0, backbone_lr_scale=0.1, weight_decay=0.05))
@@ -195,6 +212,30 @@ def test_a_batch_with_an_infinite_pixel_is_skipped_and_counted(small_run: Config
     assert_equal(after[1], before[1])
     assert_equal(after[2]["state"], before[2]["state"])
     assert run.take(batches, counts).is_finite
+
+
+def test_float16_takes_no_step_of_a_loss_that_is_not_finite(small_run: Config, tmp_path: Path) -> None:
+    """Gradients can be finite where the loss is not: of `inf - inf` for one."""
+    half = replace(small_run, train=replace(small_run.train, precision="fp16"))
+    run = Run(half, tmp_path / "run", ALONE, resume=False)
+    run.stepper.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)  # so small that no gradient overflows
+    batches, counts = next(batches_of(run))
+    before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    real = run.stepper.world
+    run.stepper.world = _LossIsLost()
+    result = run.take(batches, counts)
+    assert not result.is_finite
+    assert math.isfinite(result.gradient_norm)
+    assert_equal(run.model.state_dict(), before)
+    assert run.skipped == 1
+    run.stepper.world = real
+    assert run.take(batches, counts).is_finite
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in run.model.state_dict().items())
+
+
+class _LossIsLost(World):
+    def sum(self, values: Sequence[float]) -> list[float]:
+        return [math.nan] * len(values)
 
 
 def test_too_many_bad_steps_in_a_row_stop_the_run_and_keep_the_batch(small_run: Config, tmp_path: Path) -> None:

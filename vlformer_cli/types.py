@@ -21,6 +21,10 @@ class VLFormerError(ValueError):
     """What a user can cause and mend: the message names the value that was wrong and the remedy."""
 
 
+class SettledError(VLFormerError):
+    """To start again as before would end the same way."""
+
+
 class PeerLostError(VLFormerError):
     """Another process of the training job went away; its own message says why."""
 

@@ -37,6 +37,8 @@ class World:
     local_size: int = 1
     restarts: int = 0
     """How often torchrun has started the job's processes again."""
+    own_cores: int = 0
+    """CPU cores that are this process's alone; 0: those of the machine are shared by its processes."""
 
     @property
     def is_first(self) -> bool:
@@ -53,8 +55,8 @@ class World:
         return device
 
     def threads(self, wanted: int) -> int:
-        """CPU threads for this process; 0 shares the usable cores among the processes of this machine."""
-        return wanted or max(1, usable_cores() // self.local_size)
+        """CPU threads for this process; 0: as many as it has cores, or its share of the machine's."""
+        return wanted or self.own_cores or max(1, usable_cores() // self.local_size)
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Each value summed over all processes, in float64."""
@@ -91,9 +93,9 @@ def world_from(environment: Mapping[str, str]) -> World:
     """The world that torchrun's or SLURM's variables describe; one process where there are none.
 
     >>> world_from({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"})
-    World(rank=3, size=4, local_rank=1, local_size=2, restarts=0)
+    World(rank=3, size=4, local_rank=1, local_size=2, restarts=0, own_cores=0)
     >>> world_from({})
-    World(rank=0, size=1, local_rank=0, local_size=1, restarts=0)
+    World(rank=0, size=1, local_rank=0, local_size=1, restarts=0, own_cores=0)
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
     if "RANK" in environment and "WORLD_SIZE" in environment:
@@ -107,6 +109,7 @@ def world_from(environment: Mapping[str, str]) -> World:
             size=int(environment["SLURM_STEP_NUM_TASKS"]),
             local_rank=int(environment["SLURM_LOCALID"]),
             local_size=int(here),
+            own_cores=int(environment.get("SLURM_CPUS_PER_TASK", "0")),
         )
     return World()
 

@@ -73,6 +73,8 @@ def launch(job: Job, arguments: Sequence[str]) -> None:
     # or of a process that was killed Python says what it left behind before anybody says that it was killed
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"]))
     os.environ.setdefault(STARTED, str(began(os.environ)))
+    # torchrun kills 30 s after it was asked to stop, before which a slow step and a large checkpoint are not done
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
     _silence_torchrun()
     try:
         with tempfile.TemporaryDirectory(prefix="vlformer-job-", ignore_cleanup_errors=True) as folder:

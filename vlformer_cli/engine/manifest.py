@@ -23,7 +23,7 @@ from vlformer_cli.engine.checkpoint import write_atomically
 from vlformer_cli.engine.distributed import World
 from vlformer_cli.engine.weights_table import Initialisation
 from vlformer_cli.tree import to_tree
-from vlformer_cli.types import VLFormerError
+from vlformer_cli.types import SettledError
 
 PACKAGES = (
     "torch",
@@ -52,14 +52,14 @@ def run_manifest(config: Config, world: World, initialisation: Initialisation | 
 
 
 def resumed_manifest(old: dict[str, Any], new: dict[str, Any], step: int, folder: Path) -> dict[str, Any]:
-    """That of the run's beginning with what went on after `step` added; raises VLFormerError where the data changed."""
+    """That of the run's beginning with what went on after `step` added; raises SettledError where the data changed."""
     changed = [
         after["name"]
         for before, after in zip(old["data"], new["data"], strict=True)
         if before["splits"] != after["splits"]
     ]
     if changed:
-        raise VLFormerError(
+        raise SettledError(
             f"the data set {changed[0]} changed since the run in {folder} began: restore it, or change --output"
         )
     added = {name: new[name] for name in ("command", "time", "git", "packages", "machine", "processes")}

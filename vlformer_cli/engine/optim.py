@@ -35,7 +35,7 @@ def _without_decay(model: VLFormer) -> list[nn.Parameter]:
     named = [
         p
         for name, p in model.named_parameters()
-        if "embedding" in name or "level_embed" in name or "decoder.query" in name
+        if any(part in name for part in ("embedding", "level_embed", "decoder.query", "position_bias", "pos_embed"))
     ]
     return [*embeddings, *vectors, *named]
 
@@ -59,7 +59,7 @@ class Schedule:
         warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
         if config.schedule == "step":
             return warm * 0.1 ** sum(step >= at * steps for at in config.drop_at)
-        progress = min(1.0, step / steps)
+        progress = min(1.0, step / max(1, steps))
         cosine = 0.5 * (1 + math.cos(math.pi * progress))
         return warm * (config.final_lr_scale + (1 - config.final_lr_scale) * cosine)
 

@@ -11,7 +11,7 @@ from vlformer_cli.engine.distributed import World
 from vlformer_cli.engine.run_folder import Checkpoints
 from vlformer_cli.report.say import say
 from vlformer_cli.tree import from_tree, to_tree
-from vlformer_cli.types import VLFormerError
+from vlformer_cli.types import SettledError
 
 MAY_CHANGE = (
     "data.cache",
@@ -35,7 +35,7 @@ def state_to_start_from(
 ) -> dict[str, Any] | None:
     """The newest whole state of the run in `output`; None where a new run begins.
 
-    Raises VLFormerError if there is a run and `resume` is False, if all checkpoints are damaged, if the processes do
+    Raises SettledError if there is a run and `resume` is False, if all checkpoints are damaged, if the processes do
     not see the same one, or if the config changed since.
     """
     step, state = newest_state(checkpoints) if resume else (None, None)
@@ -43,11 +43,9 @@ def state_to_start_from(
     is_there = bool(checkpoints.steps()) or (output / "metrics.jsonl").exists()
     views = world.gather((step, is_there and not resume))
     if any(refused for _, refused in views):
-        raise VLFormerError(f"{output} holds a run already: add --resume, or give another --output")
+        raise SettledError(f"{output} holds a run already: add --resume, or give another --output")
     if len({step for step, _ in views}) > 1:
-        raise VLFormerError(
-            f"the processes see checkpoints of steps {[s for s, _ in views]}: share the folder {output}"
-        )
+        raise SettledError(f"the processes see checkpoints of steps {[s for s, _ in views]}: share the folder {output}")
     if state is not None:
         refuse_changes(state["config"], config, output)
     if world.is_first:
@@ -72,23 +70,23 @@ def _make_ready(
 
 
 def newest_state(checkpoints: Checkpoints) -> tuple[int | None, dict[str, Any] | None]:
-    """The newest whole state and its step; None where there is none. Raises VLFormerError where all are damaged."""
+    """The newest whole state and its step; None where there is none. Raises SettledError where all are damaged."""
     damaged: list[str] = []
     for step, state in checkpoints.load_newest():
         if state is not None:
             return step, state
         damaged.append(str(checkpoints.path(step)))
     if damaged:
-        raise VLFormerError(f"no checkpoint can be read, all are damaged: {', '.join(damaged)}; start a new run")
+        raise SettledError(f"no checkpoint can be read, all are damaged: {', '.join(damaged)}; start a new run")
     return None, None
 
 
 def refuse_changes(old: dict[str, Any], config: Config, folder: Path) -> None:
-    """Raises VLFormerError that names each field on which the run's numbers depend and that changed."""
+    """Raises SettledError that names each field on which the run's numbers depend and that changed."""
     before = to_tree(from_tree(Config, old, where=f"{folder}: its checkpoint"))  # with newer fields' defaults
     changed = [d for d in differences(before, to_tree(config)) if not d.startswith(tuple(f"{f} " for f in MAY_CHANGE))]
     if changed:
-        raise VLFormerError(
+        raise SettledError(
             f"the config changed since the run in {folder} began: {'; '.join(changed)}. "
             "Give the same --config and --set as then, or change --output"
         )

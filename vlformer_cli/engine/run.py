@@ -33,7 +33,7 @@ from vlformer_cli.report.curves import save_curves
 from vlformer_cli.report.live import Now
 from vlformer_cli.report.say import say, show_table
 from vlformer_cli.tree import to_tree
-from vlformer_cli.types import Batch, VLFormerError
+from vlformer_cli.types import Batch, SettledError, VLFormerError
 
 
 class Run:
@@ -96,6 +96,19 @@ class Run:
         return time.monotonic() - self._began
 
     @property
+    def state_bytes(self) -> int:
+        """About the size of a checkpoint: weights, AdamW's two numbers for each that is trained, the average."""
+        weights: int = sum(tensor.nbytes for tensor in self.model.state_dict().values())
+        trained: int = sum(p.nbytes for group in self.optimizer.param_groups for p in group["params"])
+        return weights * (1 if self.average is None else 2) + 2 * trained
+
+    @property
+    def evaluated_samples(self) -> int:
+        """Samples of the validation split that an evaluation takes."""
+        count = 0 if self.val is None else len(self.val)
+        return min(count, self.config.train.eval_samples or count)
+
+    @property
     def best_weights(self) -> VLFormer:
         """The moving average where there is one."""
         return self.model if self.average is None else self.average.module  # type: ignore[return-value]
@@ -142,8 +155,12 @@ class Run:
 
     def draw_curves(self) -> None:
         """`curves.png`, from all of `metrics.jsonl`."""
-        rows, title = read_rows(self.output / "metrics.jsonl"), f"{self.config.model.name}: {self.output}"
-        path = self.output / "curves.png"
+        path, title = self.output / "curves.png", f"{self.config.model.name}: {self.output}"
+        try:
+            rows = read_rows(self.output / "metrics.jsonl")
+        except VLFormerError as error:  # all else of the run is whole
+            say(f"curves: not drawn, {error}")
+            return
         if rows:
             self._try(lambda: write_atomically(path, lambda partial: save_curves(rows, partial, title)))
 
@@ -165,17 +182,20 @@ class Run:
             self._write({"val": found.to_json()})  # last: whoever reads it knows that the best weights are there
         return time.monotonic() - began
 
-    def catch_up(self) -> None:
-        """After a resume: the evaluation that came after the checkpoint was written, from the log or done now."""
+    def catch_up(self) -> float:
+        """After a resume: the evaluation that came after the checkpoint was written, from the log or done now.
+
+        Returns the seconds that it took, 0 where there was none to do.
+        """
         if self.step <= self.config.train.words_first or not self.due(self.config.train.eval_every):
-            return
+            return 0.0
         rows = read_rows(self.output / "metrics.jsonl", up_to=self.step) if self.world.is_first else []
         known = [row["val"] for row in rows if row["step"] == self.step and "val" in row]
         (known, *_) = self.world.gather(known)
         if known:
             self._is_best(float(known[-1]["chosen_query"][self.config.train.best_by]))
-        else:
-            self.evaluate()
+            return 0.0
+        return self.evaluate()
 
     def _is_best(self, value: float) -> bool:
         """Whether an evaluation at this step found more than any before; it is noted then."""
@@ -248,15 +268,16 @@ class Run:
         self.expressions, self.cut, self.skipped, self._bad_in_a_row = state["counters"]
         self.best = None if state["best"] is None else (state["best"][0], state["best"][1])
         self._began -= state["seconds"]
+        self._saved_at = self.step
         restore_rng(state["rng"][self.world.rank % len(state["rng"])])
 
     def _give_up(self, batches: Sequence[Batch]) -> None:
         """Keeps the batch that this process saw last, and ends the run."""
         path = self.output / f"bad-batch-{self.world.rank}.pt"
         self._try(lambda: save_batches(path, self.step, batches))
-        raise VLFormerError(
-            f"the loss was not finite in {self._bad_in_a_row} steps in a row, to step {self.step}: lower train.lr or "
-            f"train.clip; the last batch is in {path.with_name('bad-batch-*.pt')} (torch.load)"
+        raise SettledError(
+            f"the loss was not finite in {self._bad_in_a_row} steps in a row, to step {self.step}: begin anew "
+            f"with a lower train.lr or train.clip; the last batch is in {path.with_name('bad-batch-*.pt')} (torch.load)"
         )
 
     def _try(self, write: Callable[[], object], *, needed: bool = False) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import threading
 import warnings
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +31,36 @@ class RunLog:
             self.boards.append(_TensorBoard(folder, resumed_at))
         if config.wandb:
             self.boards.append(_WandB(folder, config.wandb))
-        self._warned = False
+        self._lost = set[str]()
 
     def write(self, row: dict[str, Any]) -> None:
         """A row with at least `step`; numbers in it, nested or not, become curves."""
-        try:
-            _append(self.path, json.dumps(row) + "\n")
-            for board in self.boards:
-                board.write(row["step"], _numbers(row))
-        except OSError as error:
-            if not self._warned:
-                say(f"log: a row of {self.path} could not be written ({error}); the run goes on")
-            self._warned = True
+        self._try(self.path, lambda: _append(self.path, json.dumps(row) + "\n"))
+        numbers = _numbers(row)
+        for board in self.boards:
+            self._try(board.folder, lambda board=board: board.write(row["step"], numbers))  # type: ignore[misc]
 
     def close(self) -> None:
         """Ends what writes in the background."""
         for board in self.boards:
-            board.close()
+            self._try(board.folder, board.close)
+
+    def _try(self, place: Path, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except OSError as error:
+            if str(place) not in self._lost:
+                say(f"log: a row of {place} could not be written ({error}); the run goes on")
+            self._lost.add(str(place))
 
 
 def _append(path: Path, line: str) -> None:
-    """The whole line or nothing of it."""
-    with path.open("ab") as file:
-        before = file.tell()
+    """The whole line or nothing of it. Without a buffer, whose rest a full disk would leave for the next line."""
+    with path.open("ab", buffering=0) as file:
+        before, content = file.tell(), line.encode()
         try:
-            file.write(line.encode())
-            file.flush()
+            if file.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
             file.truncate(before)
             raise
@@ -73,20 +82,51 @@ def _numbers(row: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 class _TensorBoard:
+    """Events in files; a writer that could not write is dead, and the next row gets another one, with its own file."""
+
     def __init__(self, folder: Path, resumed_at: int) -> None:
+        self.folder = folder / "tensorboard"
+        self._purge: int | None = resumed_at + 1
+        self._writer: Any = None
+        self._hook = threading.excepthook
+        threading.excepthook = self._on_thread_error
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        try:
+            if self._writer is None:
+                self._writer = self._open()
+            for name, value in numbers.items():
+                if name not in ("step", "seconds"):
+                    self._writer.add_scalar(name, value, step)
+            self._writer.flush()
+        except OSError:
+            with suppress(OSError):
+                self._end()
+            raise
+
+    def close(self) -> None:
+        try:
+            self._end()
+        finally:
+            threading.excepthook = self._hook
+
+    def _open(self) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of its own imports
             from torch.utils.tensorboard import SummaryWriter
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at + 1)
+        writer = SummaryWriter(str(self.folder), purge_step=self._purge)
+        self._purge = None
+        return writer
 
-    def write(self, step: int, numbers: dict[str, float]) -> None:
-        for name, value in numbers.items():
-            if name not in ("step", "seconds"):
-                self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+    def _end(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
 
-    def close(self) -> None:
-        self._writer.close()
+    def _on_thread_error(self, args: threading.ExceptHookArgs) -> None:
+        """Its thread's OSError is raised here too, by the next `flush`: no traceback for that."""
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+            self._hook(args)
 
 
 class _WandB:
@@ -95,6 +135,7 @@ class _WandB:
             import wandb
         except ImportError as error:
             raise VLFormerError(f"train.wandb needs a package ({error}): pip install 'vlformer[wandb]'") from error
+        self.folder = folder / "wandb"
         identity = folder / "wandb-id.txt"
         if not identity.exists():
             identity.write_text(wandb.util.generate_id())

@@ -148,9 +148,10 @@ class Stepper:
         """Gradients are the same in all processes, so that they decide the same."""
         scale = self.scaler.get_scale()
         if self.scaler.is_enabled():
-            self.scaler.step(self.optimizer)
+            if result.is_finite:  # float16 logits that overflow give a loss that is not, and gradients that are
+                self.scaler.step(self.optimizer)
             self.scaler.update()
-            stepped = self.scaler.get_scale() >= scale
+            stepped = result.is_finite and self.scaler.get_scale() >= scale
         else:
             stepped = result.is_finite and math.isfinite(result.gradient_norm)
             if stepped:

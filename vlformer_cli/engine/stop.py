@@ -59,6 +59,7 @@ class StopRequest:
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._parent = os.getppid() if follows_parent else None
         self._longest = {"step": 0.0, "checkpoint": 0.0, "evaluation": 0.0}
+        self._guessed = dict(self._longest)
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -76,12 +77,18 @@ class StopRequest:
         """Notes the duration of a `step`, a `checkpoint` or an `evaluation`, so that the time limit can be kept."""
         self._longest[what] = max(self._longest[what], seconds)
 
+    def guess(self, what: str, seconds: float) -> None:
+        """What a duration may be that `took` has not been told yet."""
+        self._guessed[what] = seconds
+
     def is_wanted(self, *, evaluates: bool) -> bool:
         """Whether the run should stop before its next step. `evaluates`: an evaluation comes after that."""
         if self.reason is None and self._parent not in (None, os.getppid()):
             self.reason = ORPHANED
         if self.reason is None and self._deadline is not None:
-            needed = sum(t for what, t in self._longest.items() if evaluates or what != "evaluation")
+            needed = sum(
+                t or self._guessed[what] for what, t in self._longest.items() if evaluates or what != "evaluation"
+            )
             if self._deadline - time.monotonic() < RESERVE * needed + ENDING:
                 self.reason = TIME_LIMIT
         return self.reason is not None

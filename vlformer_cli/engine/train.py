@@ -22,10 +22,14 @@ from vlformer_cli.engine.launch import Job
 from vlformer_cli.engine.loader import worker_failures
 from vlformer_cli.engine.run import Run
 from vlformer_cli.engine.run_folder import alone_in
+from vlformer_cli.engine.settled import said_again
 from vlformer_cli.engine.stop import StopRequest
 from vlformer_cli.loss.criterion import Counts
 from vlformer_cli.report.live import TrainDisplay
 from vlformer_cli.types import Batch
+
+SLOW_DISK = 50e6
+"""Bytes a second, to guess how long the first checkpoint takes; the later ones are timed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ def train(
     world = world or world_from(os.environ)
     settings = config.train
     stop = StopRequest(max_minutes, alone=world.size == 1, follows_parent=Job.is_started(os.environ))
-    with joined(world), worker_failures(), alone_in(output, world), stop:
+    with joined(world), said_again(world, os.environ), worker_failures(), alone_in(output, world), stop:
         # on machines whose processes did not fail, torchrun counts no restart
         (restarts,) = world.max([world.restarts])
         run = Run(config, output, world, resume=resume or restarts > 0)
@@ -71,9 +75,11 @@ def train(
             run.introduce()
         name, quiet = config.model.name, not world.is_first
         with run, TrainDisplay(name, settings.steps, quiet=quiet) as display, closing(run.batches()) as dealt:
-            run.catch_up()
+            stop.took("evaluation", run.catch_up())
+            done: float | None = None
             for loaded in dealt:
-                began = time.monotonic()
+                # a step begins with the wait for its batch; the first one's is for processes that start
+                began = done or time.monotonic()
                 batches, counts, cut, stops = agree(
                     world, loaded, stop, evaluates=run.due(settings.eval_every, after=1)
                 )
@@ -83,13 +89,22 @@ def train(
                 display.update(run.now(result))
                 if run.due(settings.log_every):
                     run.log_step(result, display.rates()[0])
-                stop.took("step", time.monotonic() - began)
+                took = time.monotonic() - began
+                stop.took("step", took)
+                stop.guess("checkpoint", run.state_bytes / SLOW_DISK)
+                stop.guess("evaluation", took * run.evaluated_samples / (world.size * max(1, own_expressions(batches))))
                 if run.due(settings.save_every):
                     stop.took("checkpoint", run.save())
                 if run.due(settings.eval_every):
                     stop.took("evaluation", run.evaluate())
+                done = time.monotonic()
             stop.agree(world.gather(stop.reason))
             return finish(run, None if run.is_finished else stop)
+
+
+def own_expressions(batches: Sequence[Batch]) -> int:
+    """Of this process, in one step. An evaluation takes less for each than a training step does."""
+    return sum(len(batch.samples) for batch in batches)
 
 
 def agree(

@@ -56,10 +56,11 @@ def build_model(config: ModelConfig, *, pretrained: bool = True) -> VLFormer:
 def build_backbone(config: BackboneConfig, *, pretrained: bool) -> Backbone:
     """The timm model, with its weights where asked for, frozen where asked for."""
     from_timm = pretrained and config.weights == "timm"
-    any_size = {"strict_img_size": False} if "swin" in config.name else {}
+    # any size of picture; and no dropped paths, which each process would draw for its own pictures
+    for_swin = {"strict_img_size": False, "drop_path_rate": 0.0} if "swin" in config.name else {}
     try:
         net = timm.create_model(
-            config.name, pretrained=from_timm, features_only=True, out_indices=(-4, -3, -2, -1), **any_size
+            config.name, pretrained=from_timm, features_only=True, out_indices=(-4, -3, -2, -1), **for_swin
         )
     except (RuntimeError, AttributeError, OSError, TypeError) as error:
         raise VLFormerError(

@@ -15,14 +15,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from vlformer_cli.data.scenes.generate import draw_scene, generate_scenes
+from vlformer_cli.data.scenes.generate import Recipe, draw_scene, generate_scenes
 
 
 def scenes_per_second(count: int, size: int, seed: int) -> float:
     """Of processor time, pictures drawn and painted but not saved."""
     start = time.process_time()
     for ordinal in range(count):
-        draw_scene(np.random.default_rng([seed, ordinal]), ordinal, size)
+        draw_scene(np.random.default_rng([seed, ordinal]), ordinal, Recipe(size=size))
     return count / (time.process_time() - start)
 
 
@@ -30,7 +30,7 @@ def written_per_second(count: int, size: int, seed: int) -> float:
     """Of wall time, with one worker process: everything that the command does, start-up of the worker included."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        generate_scenes(Path(folder) / "scenes", images=count, seed=seed, size=size, workers=1)
+        generate_scenes(Path(folder) / "scenes", images=count, seed=seed, recipe=Recipe(size=size), workers=1)
         return count / (time.perf_counter() - start)
 
 

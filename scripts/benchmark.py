@@ -1,9 +1,11 @@
 """Speed of vlformer beside transformers' Mask2Former R50, in one run: medians, each variant in turn, and their ratios.
 
 Random weights and noise for pictures: no time depends on them. Every prediction is of expressions never seen before
-and includes resizing, tokenizing and the mask at the picture's own size; loading weights is left out, the first round
-is warm-up. The original VLFormer needs 0.60 of Mask2Former's time for one expression (both measured on a quiet machine
-of two cores; issue 5), which is how the goals, parts of the original's times, become parts of the peer's.
+and includes resizing, tokenizing and the mask at the picture's own size. Left out: loading weights; decoding a picture
+and writing masks, where one is predicted (an evaluation decodes); in training what loader processes do meanwhile
+(decoding, augmentation, tokenizing: `benchmarks/loading.py`). The first round is warm-up. The original VLFormer needs
+0.60 of Mask2Former's time for one expression (both measured on a quiet machine of two cores; issue 5), which is how the
+goals, parts of the original's times, become parts of the peer's.
 
 python scripts/benchmark.py [--repeats 5] [--threads 0] [--only NAME ...] [--output benchmarks/results/FILE.md]
 """

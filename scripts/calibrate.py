@@ -2,7 +2,9 @@
 
 Temperature and shift make a score the probability that the mask is right (IoU > 0.5; none is where nothing is meant).
 The threshold `min_score`, below which `predict` says that nothing matches, is as high as it can be while 98 % of the
-right answers are kept. One half of the pictures is fitted to, the numbers that are printed and drawn are of the other.
+right answers are kept. One half of the pictures is fitted to, the numbers that are printed and drawn are of the other:
+of all files together and of each, as what is true of a mixture need not be true of its parts. Scenes made of the same
+photographs are in both halves.
 
 python scripts/calibrate.py WEIGHTS PREDICTIONS.jsonl... [--diagram FILE.png] [--dry-run]
 """
@@ -41,19 +43,23 @@ class Answers:
     score_N: NDArray[np.float64]
     right_N: NDArray[np.bool_]
     meant_N: NDArray[np.bool_]
+    source_N: NDArray[np.int64]
+    """The number of the file that they are from."""
 
     def some(self, chosen_N: NDArray[np.bool_]) -> Answers:
         """Those that are chosen."""
-        return Answers(self.score_N[chosen_N], self.right_N[chosen_N], self.meant_N[chosen_N])
+        return Answers(self.score_N[chosen_N], self.right_N[chosen_N], self.meant_N[chosen_N], self.source_N[chosen_N])
 
     def scaled(self, temperature: float, shift: float) -> Answers:
         """With calibrated scores."""
         return replace(self, score_N=rescaled(self.score_N, temperature, shift))
 
 
-def read(paths: list[Path]) -> tuple[Answers, NDArray[np.bool_]]:
-    """All answers, their scores before any calibration, and which belong to the half that is fitted to."""
-    scores, rows = [], list[dict[str, Any]]()
+def read(paths: list[Path]) -> tuple[Answers, NDArray[np.bool_], list[str]]:
+    """All answers, their scores before any calibration, which belong to the half that is fitted to, and what each file
+    is about.
+    """
+    scores, rows, names = [], list[dict[str, Any]](), list[str]()
     for path in paths:
         document = json.loads(path.with_name("metrics.json").read_text(encoding="utf-8"))
         if document["min_score"]:
@@ -62,15 +68,17 @@ def read(paths: list[Path]) -> tuple[Answers, NDArray[np.bool_]]:
         said_N = np.array([row["score"] for row in lines])
         scores.append(restored(said_N, document["temperature"], document["score_shift"]))
         rows += lines
+        names.append(document.get("data", str(path)))
     meant_N = np.array([row["truth_area"] > 0 for row in rows])
     right_N = np.array([row["iou"] > 0.5 for row in rows]) & meant_N
     half_N = np.array([zlib.crc32(row["image"].encode()) % 2 == 0 for row in rows])
-    answers = Answers(np.concatenate(scores), right_N, meant_N)
+    source_N = np.repeat(np.arange(len(scores)), [len(one) for one in scores])
+    answers = Answers(np.concatenate(scores), right_N, meant_N, source_N)
     for half in (answers.some(half_N), answers.some(~half_N)):
         right = int(half.right_N.sum())
         if min(right, len(half.right_N) - right) < FEWEST:
             sys.exit(f"too few answers: each half needs {FEWEST} that are right and {FEWEST} that are wrong")
-    return answers, half_N
+    return answers, half_N, names
 
 
 def draw(before: Answers, after: Answers, path: Path) -> None:
@@ -96,13 +104,23 @@ def draw(before: Answers, after: Answers, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def report(answers: Answers, threshold: float) -> None:
-    """What the threshold does to answers that nothing was fitted to."""
+def report(title: str, answers: Answers, threshold: float) -> None:
+    """How far scores are from what is right, and what the threshold does to answers that nothing was fitted to."""
     meant_N, kept_N = answers.meant_N, answers.score_N >= threshold
-    n_acc = f"{100 * float((~kept_N[~meant_N]).mean()):.1f}" if not meant_N.all() else "-"
-    t_acc, lost = 100 * float(kept_N[meant_N].mean()), 100 * float((~kept_N[answers.right_N]).mean())
-    print(f"of them {int((~meant_N).sum())} mean nothing: N-acc {n_acc}, T-acc {t_acc:.1f}")
-    print(f"of right answers {lost:.1f} % are refused")
+    error, score, right = calibration_error(answers.score_N, answers.right_N), answers.score_N, answers.right_N
+    print(
+        f"{title}: {len(score)} answers, {percent(right)} right, mean score {percent(score)}, ECE {100 * error:.1f} %"
+    )
+    if not meant_N.all():
+        print(f"  {int((~meant_N).sum())} mean nothing: N-acc {percent(~kept_N[~meant_N])}", end="")
+        print(f", T-acc {percent(kept_N[meant_N])}" * bool(meant_N.any()))
+    if right.any():
+        print(f"  of right answers {percent(~kept_N[right])} are refused")
+
+
+def percent(part_N: NDArray[Any]) -> str:
+    """The mean, in percent."""
+    return f"{100 * float(part_N.mean()):.1f} %"
 
 
 def main() -> None:
@@ -113,7 +131,7 @@ def main() -> None:
     options.add_argument("--dry-run", action="store_true", help="only print")
     given = options.parse_args()
     loaded = load_weights(given.weights)
-    answers, half_N = read(given.predictions)
+    answers, half_N, names = read(given.predictions)
     fitted, held = answers.some(half_N), answers.some(~half_N)
     (temperature, shift), threshold = fit_scores(fitted.score_N, fitted.right_N), loaded.config.min_score
     cooled, others = fitted.scaled(temperature, shift), held.scaled(temperature, shift)
@@ -125,7 +143,11 @@ def main() -> None:
     print(f"min_score {threshold:.3f}")
     before, after = (100 * calibration_error(one.score_N, one.right_N) for one in (held, others))
     print(f"{len(held.score_N)} others: ECE {before:.2f} % as trained, {after:.2f} % calibrated")
-    report(others, threshold)
+    report("all", others, threshold)
+    for number, name in enumerate(names):
+        some = others.some(others.source_N == number)
+        if len(some.score_N):
+            report(name, some, threshold)
     if given.diagram:
         draw(held, others, given.diagram)
     if not given.dry_run:

@@ -1,4 +1,4 @@
-"""mIoU with 95 % intervals, by kind, size and number of refs, from what `vlformer eval --output DIR` wrote.
+"""mIoU with 95 % intervals, by kind, size and number of objects, from what `vlformer eval --output DIR` wrote.
 
 Intervals are of a bootstrap over pictures (their samples are not independent): 2.5 and 97.5 % of 2,000 draws. The
 control scores each answer against the referent of another expression about the same picture: it must fall far.
@@ -47,6 +47,14 @@ def controls(rows: list[dict[str, Any]], refs: dict[int, Ref]) -> list[float]:
     return found
 
 
+def objects_of(scenes: Path) -> dict[int, int]:
+    """image_id -> the number of objects in the picture; nothing where the data set is not drawn."""
+    if not scenes.exists():
+        return {}
+    lines = map(json.loads, scenes.read_text(encoding="utf-8").splitlines())
+    return {scene["image_id"]: len(scene["objects"]) for scene in lines}
+
+
 def main(predictions: Path, directory: Path, split: str) -> None:
     data = PreparedSplit(directory, split)
     of_picture: dict[str, list[Ref]] = defaultdict(list)
@@ -54,13 +62,16 @@ def main(predictions: Path, directory: Path, split: str) -> None:
         refs = {sample.ref.ref_id: sample.ref for sample in data.image_samples(image)}
         of_picture[next(iter(refs.values())).image].extend(refs.values())
     rows = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
+    counts = objects_of(directory / f"{split}.scenes.jsonl")
     groups: dict[str, list[int]] = defaultdict(list)
     answers: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for n, row in enumerate(rows):
         ref = next(one for one in of_picture[row["image"]] if one.ref_id == row["ref_id"])
         area = float(ref_mask(ref).mean())
         size = next(f"{low:.0%} to {high:.0%} of the picture" for low, high in SIZES if area <= high)
-        for group in ("all", row["kind"], size, f"{len(of_picture[row['image']])} refs in the picture"):
+        known = counts.get(ref.image_id)
+        objects = [f"{known:2} objects in the picture"] if known else []
+        for group in ("all", row["kind"], size, *objects):
             groups[group].append(n)
         answers[row["image"]].append(row)
     numbers = {image: n for n, image in enumerate(of_picture)}

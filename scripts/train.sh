@@ -8,6 +8,9 @@
 # STICKERS: what scripts/stickers.py made; COCO: a folder with images/ and instances.json (coco128 was used). Without one of them
 # the source that needs it is left out, and the model knows other drawings or photographs less well. Data sets that are there
 # already are not drawn again: remove them after a change of STICKERS or COCO.
+for folder in "${COCO:-.}" "${STICKERS:-.}"; do
+  [ -d "$folder" ] || { echo "train.sh: there is no folder $folder" >&2; exit 2; }
+done
 COCO="${COCO:+$(realpath "$COCO")}" STICKERS="${STICKERS:+$(realpath "$STICKERS")}"
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" ""  # "": not this script's own arguments
 data="${VLFORMER_DATA:-data}"

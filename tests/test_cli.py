@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +72,25 @@ def test_bad_pictures_fail_after_the_others_were_done(
     for line, path in zip(lines, bad, strict=True):
         assert line.startswith("vlformer: ")
         assert path.name in line
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are text")
+def test_a_name_that_is_no_text_ends_nothing(photo: Path, small_weights: Path, tmp_path: Path) -> None:
+    odd, broken = tmp_path / os.fsdecode(b"odd\xff.jpg"), tmp_path / os.fsdecode(b"broken\xff.jpg")
+    shutil.copy(photo, odd)
+    broken.write_text("no picture")
+    words = ["predict", odd, broken, photo, "red cup", "--weights", small_weights, "--output", tmp_path / "out"]
+    for more in ((), ("--json",)):
+        done = subprocess.run(
+            [sys.executable, "-m", "vlformer_cli", *words, *more], capture_output=True, cwd=tmp_path, check=False
+        )
+        assert done.returncode == 1
+        (line,) = done.stderr.decode().splitlines()
+        assert "broken" in line
+        assert "bug" not in line
+    results = json.loads(done.stdout)["results"]
+    assert [os.fsencode(r["image"]) for r in results] == [bytes(odd), bytes(photo)]
+    assert all(Path(r["mask"]).is_file() for r in results)
 
 
 @pytest.mark.parametrize("expression", ["", "   "])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -43,6 +44,35 @@ def photo_inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     images, valid = torch.zeros(1, 3, 96, 160, dtype=torch.uint8), torch.zeros(1, 96, 160, dtype=torch.bool)
     images[0, :, :, :144], valid[0, :, :144] = torch.from_numpy(image).permute(2, 0, 1), True
     return images, valid, tokenize(EXPRESSIONS, 40)[0], torch.zeros(3, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--output", "m.pt2", "--format", "onnx"], "--format onnx is a .onnx"),
+        (["--output", "m.onnx", "--format", "torch"], "--format torch is a .pt2"),
+        (["--output", "m.pth"], "it can end in .onnx (onnx), .pt2 (torch), .xml (openvino)"),
+        (["--output", "m.pt2", "--int8"], "--int8 is for --format onnx and openvino"),
+    ],
+)
+def test_a_name_that_says_another_format_is_refused(
+    run: Any, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert run("export", *words) == 2
+    told = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert said in told
+
+
+def test_what_an_exporter_cannot_do_is_no_trouble_with_the_file(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("aten::foo is not supported")
+
+    monkeypatch.setattr(export, "_trace", fails)
+    with pytest.raises(VLFormerError, match=r"could not be exported to .*m\.pt2: aten::foo is not supported"):
+        export.export_torch(loaded, tmp_path / "m.pt2")
+    assert not list(tmp_path.iterdir())
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from scene_reading import read
 from vlformer_cli.data.rle import decode_rle
 from vlformer_cli.data.scenes.collage import SELDOM, collage
 from vlformer_cli.data.scenes.generate import IDS, Recipe, draw_scene, generate_scenes, refs_of
-from vlformer_cli.data.scenes.meaning import Looks
+from vlformer_cli.data.scenes.meaning import Looks, matching
 from vlformer_cli.data.scenes.objects import KINDS, SceneObject
 from vlformer_cli.data.scenes.photos import PhotoLibrary, cut_out, view
 from vlformer_cli.data.scenes.plan import Draft
@@ -110,6 +110,11 @@ def test_every_expression_about_photographs_is_true_of_its_referent_alone(photog
     for number in range(60):
         drawn = draw_scene(np.random.default_rng([2, number]), number, recipe)
         scene = drawn.scene.to_json()
+        assert all(thing["area"] for thing in scene["objects"])  # or "second from left" counts what nobody sees
+        hardly = {i for i, _ in enumerate(drawn.scene.objects)} - set(drawn.scene.referents())
+        for expression in drawn.expressions:
+            if expression.referent is not None and expression.meaning.place is not None:
+                assert not hardly & set(matching(expression.meaning.looks, drawn.scene, loose=True)), expression
         backdrops += any(not thing["pattern"] and thing["area"] > 600 for thing in scene["objects"])
         for expression in drawn.expressions:
             meant = [] if expression.referent is None else [expression.referent]

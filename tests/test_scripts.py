@@ -27,6 +27,21 @@ def call(*words: object) -> str:
     return done.stdout
 
 
+def test_the_benchmark_of_scenes_runs() -> None:
+    said = call(SCRIPTS.parent / "benchmarks/scenes.py", "--size", 96, "--scenes", 2, "--repeats", 1)
+    assert len(re.findall(r"(?:drawn|written), \w+ time: [\d.]+ scenes/s per core", said)) == 2
+
+
+@pytest.mark.parametrize("name", ["COCO", "STICKERS"])
+def test_a_folder_that_is_not_there_is_said_before_hours_of_training(name: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["bash", SCRIPTS / "train.sh"], capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, name: "/no/such"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "train.sh: there is no folder /no/such\n"
+
+
 @pytest.mark.parametrize(
     ("said", "code", "again"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -52,6 +53,8 @@ def options(
 
 def main() -> None:
     """The console script: exit code 0 done, 2 wrong usage, 1 anything else."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold bytes that are no text
     sys.exit(errors.run(app))
 
 

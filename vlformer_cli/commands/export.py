@@ -30,9 +30,13 @@ ENDINGS = {Format.onnx: ".onnx", Format.torch: ".pt2", Format.openvino: ".xml"}
 def export(
     weights: Weights = None,
     format_: Annotated[
-        Format,
-        typer.Option("--format", "-f", help="onnx, torch (a .pt2 of torch.export), or openvino (an .xml and a .bin)."),
-    ] = Format.onnx,
+        Format | None,
+        typer.Option(
+            "--format",
+            "-f",
+            help="onnx, torch (a .pt2 of torch.export), or openvino (an .xml and a .bin). [default: as --output ends]",
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file. [default: outputs/<model>.onnx, .pt2 or .xml]")
     ] = None,
@@ -47,6 +51,7 @@ def export(
     threads: Threads = 0,
 ) -> None:
     """Write the model as a graph for other runtimes, checked against torch before the file gets its name."""
+    format_ = _format_of(format_, output)
     if int8 and format_ is Format.torch:
         raise typer.BadParameter("--int8 is for --format onnx and openvino")
     if not int8 and (data or dataset):
@@ -61,6 +66,18 @@ def export(
     else:
         written = (export_onnx if format_ is Format.onnx else export_openvino)(loaded, path, questions)
     _report(path, written)
+
+
+def _format_of(given: Format | None, output: Path | None) -> Format:
+    """The one that was asked for and that the file's name says, which must be the same."""
+    if output is None:
+        return given or Format.onnx
+    named = next((format_ for format_, ending in ENDINGS.items() if output.suffix == ending), None)
+    if named is None or given not in (None, named):
+        endings = ", ".join(f"{ending} ({format_.value})" for format_, ending in ENDINGS.items())
+        wanted = f"--format {given.value} is a {ENDINGS[given]}" if given else f"it can end in {endings}"
+        raise typer.BadParameter(f"--output {output}: {wanted}")
+    return named
 
 
 def _questions(config: ModelConfig, data: Path | None, dataset: str | None, split: str) -> Questions:

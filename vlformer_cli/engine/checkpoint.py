@@ -93,10 +93,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         partial.chmod(0o644)
         partial.replace(path)
     except (OSError, RuntimeError, SafetensorError) as error:  # the latter: what torch.save and safetensors make of it
-        is_full = shutil.disk_usage(path.parent).free < FULL
-        raise OSError(f"{path} could not be written: {'no space left' if is_full else one_line(error)}") from error
+        cause = "no space left" if is_full(path.parent) else one_line(error)
+        raise OSError(f"{path} could not be written: {cause}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def is_full(folder: Path) -> bool:
+    """Whether the disk of a folder has no room left."""
+    return shutil.disk_usage(folder).free < FULL
 
 
 def remove_partials(folder: Path) -> None:

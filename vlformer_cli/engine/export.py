@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlformer_cli.engine.checkpoint import LoadedModel, write_atomically
+from vlformer_cli.engine.checkpoint import LoadedModel, is_full, write_atomically
 from vlformer_cli.engine.engines import (
     CONFIG,
     INPUTS,
@@ -39,7 +39,7 @@ from vlformer_cli.engine.graph import Exported, dynamic_shapes, example_inputs
 from vlformer_cli.engine.predict import Engine, Predictor
 from vlformer_cli.engine.quantize import FOR_ONNX_RUNTIME, FOR_OPENVINO, Questions, Scheme, quantise
 from vlformer_cli.tree import to_tree
-from vlformer_cli.types import VLFormerError
+from vlformer_cli.types import VLFormerError, one_line
 
 OPSET = 20
 TOLERANCE = 1e-3  # of mask logits, between runtimes that sum in different orders
@@ -126,7 +126,12 @@ def _write_staged(path: Path, write: Callable[[Path], tuple[Path, Written]]) -> 
 
     def stage(new: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=".vlformer-export-", dir=path.parent) as folder:
-            staged, result = write(Path(folder))
+            try:
+                staged, result = write(Path(folder))
+            except RuntimeError as error:
+                if is_full(path.parent):
+                    raise
+                raise VLFormerError(f"this model could not be exported to {path}: {one_line(error)[:300]}") from error
             staged.replace(new)
             written.append(result)
 

@@ -110,7 +110,8 @@ def slug(expression: str) -> str:
 
 
 def _cut(name: str) -> str:
-    return name.encode()[:NAME_BYTES].decode(errors="ignore")
+    """Also of a name that is not UTF-8, whose odd bytes Python keeps as lone surrogates."""
+    return name.encode(errors="replace")[:NAME_BYTES].decode(errors="ignore").replace("?", "_")
 
 
 def _free_name(wanted: str, taken: set[str]) -> str:

@@ -120,9 +120,15 @@ def _pool(rng: Generator, scene: Scene, label: str, repeats: int, setting: Setti
             if meaning is not None and meaning not in meanings:
                 meanings.append(meaning)
         for turn, meaning in enumerate(meanings):
-            family = len(matching(Looks(scene.objects[referent].kind), scene))
+            family = _family(scene, referent)
             rounds[turn].append(Expression(referent, label, say(rng, meaning, family), meaning))
     return [turn[i] for turn in reversed(rounds) for i in rng.permutation(len(turn))]
+
+
+def _family(scene: Scene, referent: int) -> int:
+    """The number of objects of its kind; 0 where some of them are hardly seen, so that a person might count others."""
+    kind = matching(Looks(scene.objects[referent].kind), scene)
+    return len(kind) if set(kind) <= set(scene.referents()) else 0
 
 
 def _propose(rng: Generator, scene: Scene, referent: int, label: str, setting: Setting) -> Meaning | None:

@@ -138,13 +138,13 @@ def _library(folder: Path) -> PhotoLibrary:
 
 
 def _settle(sprites: list[Sprite], width: int, height: int, ordinal: int) -> tuple[list[Sprite], Scene, Labels]:
-    """Takes objects away until all that are left are seen well enough."""
+    """Takes objects away until all that are left are seen well enough; those of a photograph, until they are seen."""
     while True:
         canvas = stack(sprites, width, height)
         labels_HW = shrink(canvas, len(sprites))
         scene = describe(sprites, canvas, labels_HW, ordinal)
         clear = set(scene.referents())
-        seen = [item for i, item in enumerate(sprites) if item.fixed or i in clear]
+        seen = [item for i, item in enumerate(sprites) if i in clear or (item.fixed and scene.objects[i].area)]
         if len(seen) == len(sprites):
             return sprites, scene, labels_HW
         sprites = seen

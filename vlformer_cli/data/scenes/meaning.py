@@ -96,6 +96,7 @@ def holds(meaning: Meaning, scene: Scene, referent: int) -> bool:
     group = matching(meaning.looks, scene, loose=True)
     clear = group == matching(meaning.looks, scene)  # nobody can doubt who belongs to the group
     if meaning.place is not None:
+        clear = clear and set(group) <= set(scene.referents())  # a person counts what can be seen well
         return clear and _place_holds(meaning.place, scene, group, referent)
     if meaning.relation is not None:
         if meaning.relation.name == "closest to" and not clear:

@@ -11,7 +11,7 @@ from vlformer_cli.engine.distributed import World
 from vlformer_cli.engine.run_folder import Checkpoints
 from vlformer_cli.report.say import say
 from vlformer_cli.tree import from_tree, to_tree
-from vlformer_cli.types import SettledError
+from vlformer_cli.types import SettledError, VLFormerError
 
 MAY_CHANGE = (
     "data.cache",
@@ -35,8 +35,8 @@ def state_to_start_from(
 ) -> dict[str, Any] | None:
     """The newest whole state of the run in `output`; None where a new run begins.
 
-    Raises SettledError if there is a run and `resume` is False, if all checkpoints are damaged, if the processes do
-    not see the same one, or if the config changed since.
+    Raises SettledError if there is a run and `resume` is False, if all checkpoints are damaged, or if the config
+    changed since; VLFormerError if the processes do not see the same one, as disks may be late.
     """
     step, state = newest_state(checkpoints) if resume else (None, None)
     # all look before any writes, so that a second process does not take the first one's folder for an old run
@@ -45,7 +45,9 @@ def state_to_start_from(
     if any(refused for _, refused in views):
         raise SettledError(f"{output} holds a run already: add --resume, or give another --output")
     if len({step for step, _ in views}) > 1:
-        raise SettledError(f"the processes see checkpoints of steps {[s for s, _ in views]}: share the folder {output}")
+        raise VLFormerError(
+            f"the processes see checkpoints of steps {[s for s, _ in views]}: share the folder {output}"
+        )
     if state is not None:
         refuse_changes(state["config"], config, output)
     if world.is_first:

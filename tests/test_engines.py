@@ -292,7 +292,7 @@ def test_a_missing_extra_is_named(
         (["--format", "torch", "--int8"], 2, "--int8 is for"),
         (["--data", "somewhere"], 2, "are for --int8"),
         (["--weights", "model.onnx"], 1, "is an exported file already"),
-        (["--format", "openvino", "-o", "model.onnx"], 1, "should end in .xml"),
+        (["--format", "openvino", "-o", "model.onnx"], 2, "--format openvino is a .xml"),
         (["--format", "tflite"], 2, "'tflite'"),
     ],
 )

@@ -22,14 +22,16 @@ from numpy.typing import NDArray
 from skimage import data
 from small_model import SMALL
 
+from vlformer_cli.data.images import read_image
 from vlformer_cli.data.store import PreparedSplit
 from vlformer_cli.engine import engines, export, quantize
-from vlformer_cli.engine.checkpoint import LoadedModel, load_weights
+from vlformer_cli.engine.checkpoint import EMBEDDED, LoadedModel, load_weights
 from vlformer_cli.engine.engines import open_engine
 from vlformer_cli.engine.predict import AT_ONCE, Predictor
 from vlformer_cli.metrics import overlap
 from vlformer_cli.types import VLFormerError
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 HAS_OPENVINO = importlib.util.find_spec("openvino") is not None
 NEEDS_OPENVINO = pytest.mark.skipif(not HAS_OPENVINO, reason="OpenVINO is not installed: pip install '.[openvino]'")
 KINDS = ["onnx", "pt2", pytest.param("xml", marks=NEEDS_OPENVINO)]
@@ -284,6 +286,19 @@ def test_a_missing_extra_is_named(
     path.touch()
     with pytest.raises(VLFormerError, match=re.escape(remedy)):
         open_engine(path)
+
+
+def test_the_embedded_model_is_exported_and_gives_the_same_masks(tmp_path: Path) -> None:
+    """Its logits are ten times those of random weights, and so are the differences between runtimes."""
+    loaded, picture = load_weights(EMBEDDED), read_image(EXAMPLES / "teapots.jpg")
+    export.export_onnx(loaded, tmp_path / "m.onnx")
+    asked = ["the orange teapot", "the bottom butterfly", "spoon above the yellow teapot"]
+    torch_s = Predictor(loaded.model, loaded.config).predict(picture, asked)
+    theirs = Predictor(open_engine(tmp_path / "m.onnx").engine, loaded.config).predict(picture, asked)
+    for one, other in zip(torch_s, theirs, strict=True):
+        assert overlap(one.mask, other.mask).iou > 0.999
+        assert one.score == pytest.approx(other.score, abs=1e-4)
+    assert torch_s[0].mask.sum() > 1000
 
 
 @pytest.mark.parametrize(

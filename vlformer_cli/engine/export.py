@@ -42,7 +42,7 @@ from vlformer_cli.tree import to_tree
 from vlformer_cli.types import VLFormerError, one_line
 
 OPSET = 20
-TOLERANCE = 1e-3  # of mask logits, between runtimes that sum in different orders
+TOLERANCE = 1e-4  # of the largest logit, or of 1 where all are smaller, between runtimes that sum in different orders
 CHECKS = ((2, 160, 192, 5, 7), (1, 320, 256, 1, 4), (3, 96, 96, 4, 20))
 """Images, height, width, expressions, tokens: none of them the traced ones."""
 
@@ -218,11 +218,14 @@ def check(module: nn.Module, run: Run) -> float:
         with torch.no_grad():
             expected = module(*inputs)
         for ours, theirs in zip(expected, run(inputs), strict=True):
-            largest = max(largest, float((ours - theirs).abs().max()))
-    if not largest <= TOLERANCE:
-        raise VLFormerError(
-            f"the exported model differs from torch by {largest:.1e} in logits, more than {TOLERANCE:.0e}: not written"
-        )
+            difference = float((ours - theirs).abs().max())
+            part = difference / max(1.0, float(ours.abs().max()))
+            if not part <= TOLERANCE:
+                raise VLFormerError(
+                    f"the exported model differs from torch by {difference:.1e} in logits, {part:.1e} of the largest; "
+                    f"{TOLERANCE:.0e} is allowed: not written"
+                )
+            largest = max(largest, difference)
     return largest
 
 

@@ -121,10 +121,6 @@ def _count(module: torch.nn.Module) -> tuple[int, int]:
 
 
 def _state_line(stepper: Stepper) -> str:
-    """What training keeps beside activations, from the tensors themselves."""
-    weights = sum(t.nbytes for t in stepper.model.state_dict().values())
-    trained = sum(p.nbytes for p in stepper.model.parameters() if p.requires_grad)
-    average = weights if stepper.average is not None else 0
-    sizes = {"weights": weights, "gradients": trained, "AdamW": 2 * trained, "average": average}
+    sizes = stepper.sizes()
     parts = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in sizes.items())
     return f"memory for what does not depend on the batch: {sum(sizes.values()) / 2**20:.0f} MiB ({parts})"

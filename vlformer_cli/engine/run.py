@@ -97,10 +97,9 @@ class Run:
 
     @property
     def state_bytes(self) -> int:
-        """About the size of a checkpoint: weights, AdamW's two numbers for each that is trained, the average."""
-        weights: int = sum(tensor.nbytes for tensor in self.model.state_dict().values())
-        trained: int = sum(p.nbytes for group in self.optimizer.param_groups for p in group["params"])
-        return weights * (1 if self.average is None else 2) + 2 * trained
+        """About the size of a checkpoint."""
+        sizes = self.stepper.sizes()
+        return sum(sizes.values()) - sizes["gradients"]
 
     @property
     def evaluated_samples(self) -> int:

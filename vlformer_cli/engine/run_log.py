@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class RunLog:
         self._try(self.path, lambda: _append(self.path, json.dumps(row) + "\n"))
         numbers = _numbers(row)
         for board in self.boards:
-            self._try(board.folder, lambda board=board: board.write(row["step"], numbers))  # type: ignore[misc]
+            self._try(board.folder, partial(board.write, row["step"], numbers))
 
     def close(self) -> None:
         """Ends what writes in the background."""

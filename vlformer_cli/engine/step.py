@@ -109,6 +109,13 @@ class Stepper:
         """Whether float16 gradients that are not finite are no fault: the loss's scale is still being lowered."""
         return self.scaler.is_enabled() and self.scaler.get_scale() > 1
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of what training keeps beside activations, from the tensors themselves."""
+        weights = sum(tensor.nbytes for tensor in self.model.state_dict().values())
+        trained = sum(parameter.nbytes for parameter in self._trained())
+        average = weights if self.average is not None else 0
+        return {"weights": weights, "gradients": trained, "AdamW": 2 * trained, "average": average}
+
     def take(self, step: int, batches: Sequence[Batch], counts: Counts) -> StepResult:
         """Step `step` (from 0). `counts` are those of the whole step, over all processes."""
         points_only = step < self.config.words_first

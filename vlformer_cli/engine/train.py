@@ -75,6 +75,7 @@ def train(
             run.introduce()
         name, quiet = config.model.name, not world.is_first
         with run, TrainDisplay(name, settings.steps, quiet=quiet) as display, closing(run.batches()) as dealt:
+            checkpoint_takes = run.state_bytes / SLOW_DISK
             stop.took("evaluation", run.catch_up())
             done: float | None = None
             for loaded in dealt:
@@ -91,8 +92,9 @@ def train(
                     run.log_step(result, display.rates()[0])
                 took = time.monotonic() - began
                 stop.took("step", took)
-                stop.guess("checkpoint", run.state_bytes / SLOW_DISK)
-                stop.guess("evaluation", took * run.evaluated_samples / (world.size * max(1, own_expressions(batches))))
+                stop.guess("checkpoint", checkpoint_takes)
+                # processes share an evaluation's expressions as they do a step's, which takes longer for each
+                stop.guess("evaluation", took * run.evaluated_samples / max(1, int(counts.expressions)))
                 if run.due(settings.save_every):
                     stop.took("checkpoint", run.save())
                 if run.due(settings.eval_every):
@@ -100,11 +102,6 @@ def train(
                 done = time.monotonic()
             stop.agree(world.gather(stop.reason))
             return finish(run, None if run.is_finished else stop)
-
-
-def own_expressions(batches: Sequence[Batch]) -> int:
-    """Of this process, in one step. An evaluation takes less for each than a training step does."""
-    return sum(len(batch.samples) for batch in batches)
 
 
 def agree(

@@ -88,9 +88,13 @@ class FeedForward(nn.Module):
             nn.Linear(hidden_dim, dim),
             nn.LayerNorm(dim),
         )
+        self.hidden: nn.Module | None = None
+        """What computes `expand` and the ReLU at once; None: one after the other."""
 
     def forward(self, x: Tensor) -> Tensor:
         """The shape stays."""
+        if self.hidden is not None:
+            return self.norm(x + self.contract(self.hidden(x)))
         # in place what autograd sees as a view would be copied in the backward pass
         return self.norm(x + self.contract(F.relu(self.expand(x), inplace=not torch.is_grad_enabled())))
 

@@ -111,8 +111,8 @@ def sample_by_bag(value_NSAd: Tensor, point: Points, weight_NSAk: Tensor, shapes
     dtype = torch.promote_types(value_NSAd.dtype, torch.float32)
     table_NSAd = bordered(value_NSAd.to(dtype), shapes)
     bag_NSA4k, share_NSA4k = corners(point, weight_NSAk.to(dtype), shapes)
-    total = BagSum.apply(table_NSAd.flatten(0, 2), bag_NSA4k.flatten(0, 2), share_NSA4k.flatten(0, 2))
-    return total.view(len(value_NSAd), -1, table_NSAd[0, 0].numel()).to(value_NSAd.dtype)
+    total_Gd = BagSum.apply(table_NSAd, bag_NSA4k.flatten(0, 2), share_NSA4k.flatten(0, 2), shapes)
+    return total_Gd.view(len(value_NSAd), -1, table_NSAd[0, 0].numel()).to(value_NSAd.dtype)
 
 
 def corners(point: Points, weight_NSAk: Tensor, shapes: LevelShapes) -> tuple[Tensor, Tensor]:
@@ -136,12 +136,13 @@ def corners(point: Points, weight_NSAk: Tensor, shapes: LevelShapes) -> tuple[Te
     origin = (first_N111 + start_k) * num_heads + head_A1
     row_NSAk = origin + cell_NSAk * num_heads
     below_k = step_k * num_heads
-    rows = [row_NSAk, row_NSAk + num_heads, row_NSAk + below_k, row_NSAk + (below_k + num_heads)]
+    to_corner_4k = torch.cat([below_k * 0, below_k * 0 + num_heads, below_k, below_k + num_heads])
+    row_NSA4k = row_NSAk.repeat(1, 1, 1, 4).add_(to_corner_4k)
     low = weight_NSAk * fy
     high = weight_NSAk - low
     high_right, low_right = high * fx, low * fx
     shares = [high - high_right, high_right, low - low_right, low_right]
-    return torch.cat(rows, -1), torch.cat(shares, -1)
+    return row_NSA4k, torch.cat(shares, -1)
 
 
 def bordered(value_NSAd: Tensor, shapes: LevelShapes) -> Tensor:
@@ -153,33 +154,52 @@ def bordered(value_NSAd: Tensor, shapes: LevelShapes) -> Tensor:
 
 
 class BagSum(torch.autograd.Function):
-    """`embedding_bag` with weights, whose backward is two more weighted sums over rows.
+    """`embedding_bag` with weights over `bordered` values, whose backward is five more sums over rows.
 
     torch's own backward of `embedding_bag` and of `grid_sample` is what training spent most of its time in
     (`benchmarks/deform_attn.py`).
     """
 
     @staticmethod
-    def forward(ctx: Any, table_Rd: Tensor, bag_GK: Tensor, share_GK: Tensor) -> Tensor:
-        """Gd: of each bag G the K rows of the table (R rows), weighted. `bag_GK` int32."""
-        ctx.save_for_backward(table_Rd, bag_GK, share_GK)
-        return F.embedding_bag(bag_GK, table_Rd, mode="sum", per_sample_weights=share_GK)
+    def forward(ctx: Any, table_NSAd: Tensor, bag_G4k: Tensor, share_G4k: Tensor, shapes: LevelShapes) -> Tensor:
+        """Gd: for each bag G the weighted sum of its rows Ad of the table. The others are as `corners` gives them."""
+        ctx.save_for_backward(table_NSAd, bag_G4k, share_G4k)
+        ctx.shapes = shapes
+        return F.embedding_bag(bag_G4k, table_NSAd.flatten(0, 2), mode="sum", per_sample_weights=share_G4k)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor, None]:
         """Gradients of the table and of the shares."""
-        table_Rd, bag_GK, share_GK = ctx.saved_tensors
+        table_NSAd, bag_G4k, share_G4k = ctx.saved_tensors
         grad_Gd = grads[0].contiguous()
-        return _scattered(grad_Gd, bag_GK, share_GK, len(table_Rd)), None, _row_dots(grad_Gd, bag_GK, table_Rd)
+        to_table = _scattered(grad_Gd, bag_G4k, share_G4k, table_NSAd.shape, ctx.shapes)
+        return to_table, None, _row_dots(grad_Gd, bag_G4k, table_NSAd.flatten(0, 2)), None
 
 
-def _scattered(grad_Gd: Tensor, bag_GK: Tensor, share_GK: Tensor, rows: int) -> Tensor:
-    """Rd: each row is the sum of the gradients of the bags that it lies in; those bags are the row's own bag."""
-    row, order = bag_GK.flatten().sort(stable=True)
-    first_R = torch.searchsorted(row, torch.arange(rows, device=row.device, dtype=row.dtype), out_int32=True)
-    bag = order.div(bag_GK.shape[1], rounding_mode="floor").int()
-    share = share_GK.flatten()[order]
-    return F.embedding_bag(bag, grad_Gd, offsets=first_R, mode="sum", per_sample_weights=share)
+def _scattered(
+    grad_Gd: Tensor, bag_G4k: Tensor, share_G4k: Tensor, shape_NSAd: torch.Size, shapes: LevelShapes
+) -> Tensor:
+    """NSAd: each row is the sum of the gradients of the bags that it lies in; those bags are the row's own bag.
+
+    Points are sorted by the first of their four corners alone. What they give to each of the other three is summed as
+    if it were for the first, and then moved by a cell to the right, a line of the level down, or both.
+    """
+    first_Gk = bag_G4k.chunk(4, 1)[0]
+    row, order = first_Gk.flatten().sort(stable=True)
+    every_R = torch.arange(shape_NSAd[:3].numel(), device=row.device, dtype=row.dtype)
+    begin_R, bag = torch.searchsorted(row, every_R, out_int32=True), order.div(first_Gk.shape[1], rounding_mode="floor")
+    first, right, below, both = (
+        F.embedding_bag(bag.int(), grad_Gd, offsets=begin_R, mode="sum", per_sample_weights=share_Gk.flatten()[order])
+        for share_Gk in share_G4k.chunk(4, 1)
+    )
+    num_heads = shape_NSAd[2]
+    first[num_heads:] += right[:-num_heads]
+    below[num_heads:] += both[:-num_heads]
+    total_NSAd, below_NSAd = first.view(shape_NSAd), below.view(shape_NSAd)
+    sizes = [(height + BORDER) * (width + BORDER) for height, width in shapes]
+    for (_, width), total, part in zip(shapes, total_NSAd.split(sizes, 1), below_NSAd.split(sizes, 1), strict=True):
+        total[:, width + BORDER :] += part[:, : -(width + BORDER)]
+    return total_NSAd
 
 
 def _row_dots(grad_Gd: Tensor, bag_GK: Tensor, table_Rd: Tensor) -> Tensor:

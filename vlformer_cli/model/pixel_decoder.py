@@ -288,7 +288,8 @@ class FinestLevel(nn.Module):
         lateral_NMYX = per_expression(lateral_BMYX, image_index_N)
         valid4_NYX, valid8_NYX = per_expression(valid4_BYX, image_index_N), per_expression(valid8_BYX, image_index_N)
         size = (lateral_BMYX.shape[-2], lateral_BMYX.shape[-1])
-        merged_NMYX = lateral_NMYX + upsample_valid(self.narrow(coarse_NDYX), valid8_NYX, size)
+        coarse_NMYX = upsample_valid(self.narrow(coarse_NDYX), valid8_NYX, size)
+        merged_NMYX = lateral_NMYX + coarse_NMYX.to(lateral_NMYX.dtype)
         smooth_NMYX = self.smooth_norm(self.smooth(_on_picture(merged_NMYX, valid4_NYX)), valid4_NYX)
         assert self.out.bias is not None
         return MaskFeatures(F.relu(smooth_NMYX, inplace=True), self.out.weight.flatten(1), self.out.bias)
@@ -319,8 +320,8 @@ def _on_picture(x_NCYX: Tensor, valid_NYX: Tensor) -> Tensor:
 
 
 def _flat(levels: Sequence[Tensor]) -> Tensor:
-    """BDYX of each level -> BSD."""
-    return torch.cat([x.flatten(2) for x in levels], 2).transpose(1, 2)
+    """BDYX of each level -> BSD, in that order in memory too: products with it are several times as fast."""
+    return torch.cat([x.flatten(2).transpose(1, 2) for x in levels], 1).contiguous()
 
 
 def _unflat(x_NSD: Tensor, shapes: LevelShapes) -> list[Tensor]:

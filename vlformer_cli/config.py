@@ -208,8 +208,8 @@ class TrainConfig:
     """Of convolutions and matrix products, by autocast. `fp16` scales the loss so that small gradients survive."""
     compile: bool = False
     """torch.compile on the encoder layers and the blocks; slow first steps (a minute and more), a C++ compiler."""
-    channels_last: bool = False
-    """The backbone works in the channels-last memory format."""
+    channels_last: bool = True
+    """The backbone works in the channels-last memory format: faster in half precision, and no slower in float32."""
     checkpoint_activations: bool = False
     """Encoder layers, blocks and backbone compute their activations again in the backward: less memory, more time."""
     text_cache: Count = 50_000

@@ -278,8 +278,9 @@ class FinestLevel(nn.Module):
         self.out = nn.Conv2d(mask_dim, mask_dim, kernel_size=1)
 
     def look(self, fine_BCYX: Tensor, valid4_BYX: Tensor) -> Tensor:
-        """BMYX: the part that needs no words."""
-        return self.lateral_norm(self.lateral(fine_BCYX), valid4_BYX)
+        """BMYX: the part that needs no words, channels last as the coarse level that is added to it."""
+        lateral_BMYX = self.lateral_norm(self.lateral(fine_BCYX), valid4_BYX)
+        return lateral_BMYX.contiguous(memory_format=torch.channels_last)
 
     def forward(
         self, lateral_BMYX: Tensor, coarse_NDYX: Tensor, valid4_BYX: Tensor, valid8_BYX: Tensor, image_index_N: Tensor

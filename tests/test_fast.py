@@ -117,7 +117,7 @@ def test_a_few_expressions_at_once_are_answered_as_all_are(monkeypatch: pytest.M
     with torch.inference_mode():
         seen = engine.look(torch.rand(1, 3, 64, 96) * 255, torch.ones(1, 64, 96, dtype=torch.bool))
         whole = engine.ask(seen, tokens_NT, index_N)
-        monkeypatch.setattr("vlformer_cli.engine.fast.NUMBERS_AT_ONCE", 2 * 126 * engine.widest)  # 126 cells
+        monkeypatch.setattr("vlformer_cli.engine.fast.BYTES_AT_ONCE", 2 * 4 * 126 * engine.widest)  # 126 cells
         parts = engine.ask(seen, tokens_NT, index_N)
     assert_close(parts.class_logits, whole.class_logits, atol=1e-4, rtol=1e-4)
     assert_close(parts.mask_logits, whole.mask_logits, atol=1e-3, rtol=1e-4)

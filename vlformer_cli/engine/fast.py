@@ -22,16 +22,15 @@ from vlformer_cli.model.text_encoder import Words
 from vlformer_cli.model.vlformer import VLFormer
 from vlformer_cli.types import VLFormerError, VLFormerOutput
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TOLERANCE = 1e-4
 """How far a folded backbone's features may be from the original's, as a part of their largest value."""
 ONEDNN = ("contract", "value_proj", "out_proj")
 """Linear layers of the encoder that oneDNN computes in float32, beside `FeedForward.hidden` and each
 `DeformableAttention.where`."""
-NUMBERS_AT_ONCE = 8_200_000
-"""Numbers of the encoder's widest tensor in one forward on a CPU. More fall out of its caches: with vlformer-r50 eight
-expressions at 480 x 640 take 1.1 to 1.4 times as long at once as in turn, with vlformer-tiny at 256 x 256 0.8 times."""
-
-
+BYTES_AT_ONCE = 33_000_000
+"""Of the encoder's widest tensor in one forward on a CPU. More fall out of its caches: with vlformer-r50 in float32
+eight expressions at 480 x 640 take 1.1 to 1.4 times as long at once as in turn, with vlformer-tiny 0.8 times."""
 FEW_PRODUCTS = 100
 """A convolution of the backbone that sums fewer products stays in float32: with as few, its weights' rounding does not
 average out (masks of the embedded model's examples: mean IoU with float32's 0.986 without, 0.997 with this)."""
@@ -52,7 +51,7 @@ class Fast(nn.Module):
         if self.is_bfloat16:
             _in_bfloat16(model.backbone, FEW_PRODUCTS)
             _in_bfloat16(model.pixel_decoder)
-        if OneDnnLinear.is_there(torch.bfloat16 if self.is_bfloat16 else torch.float32):
+        if OneDnnLinear.is_there(DTYPES[precision]):
             for layer in model.pixel_decoder.encoder:
                 _use_onednn(layer, all_layers=not self.is_bfloat16)
 
@@ -65,7 +64,8 @@ class Fast(nn.Module):
         """As `VLFormer.ask`."""
         words = self.model.text_encoder(token_NT)
         cells = sum(level.shape[1] for level in seen.levels)
-        at_once = max(1, NUMBERS_AT_ONCE // (cells * self.widest)) if token_NT.device.type == "cpu" else len(token_NT)
+        each = cells * self.widest * (2 if self.is_bfloat16 else 4)
+        at_once = max(1, BYTES_AT_ONCE // each) if token_NT.device.type == "cpu" else len(token_NT)
         parts = [slice(first, first + at_once) for first in range(0, len(token_NT), at_once)]
         answers = [self._answer(seen, words.part(part), image_index_N[part]) for part in parts]
         return VLFormerOutput(
@@ -86,7 +86,7 @@ def for_prediction(model: VLFormer, precision: str = "fp32", *, keep: bool = Tru
     `keep` False: `model` itself is changed and used, which saves the memory of a second one.
     Raises VLFormerError for another precision.
     """
-    if precision not in ("fp32", "bf16"):
+    if precision not in DTYPES:
         raise VLFormerError(f"precision is {precision!r}; it can be 'fp32' or 'bf16'")
     fast = (copy.deepcopy(model) if keep else model).eval().requires_grad_(False)
     fold_batch_norms(fast.backbone)

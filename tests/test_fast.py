@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from vlformer_cli.config import BackboneConfig
 from vlformer_cli.data.images import read_image
 from vlformer_cli.engine.checkpoint import EMBEDDED, load_weights
-from vlformer_cli.engine.fast import fold_batch_norms, for_prediction
+from vlformer_cli.engine.fast import OneDnnLinear, fold_batch_norms, for_prediction
 from vlformer_cli.engine.predict import Predictor
 from vlformer_cli.model.attention import per_expression, upsample_valid
 from vlformer_cli.model.build import build_backbone
@@ -87,6 +88,31 @@ def test_the_original_is_left_as_it_was() -> None:
     after = loaded.model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_layer_by_onednn_is_torchs(dtype: torch.dtype, tolerance: float, relu: bool) -> None:
+    if not OneDnnLinear.is_there(dtype):
+        pytest.skip(f"oneDNN's operator for {dtype} is not there")
+    torch.manual_seed(2)
+    plain = nn.Linear(48, 20).requires_grad_(False)
+    x_NPD = torch.randn(2, 7, 48)
+    expected = F.relu(plain(x_NPD)) if relu else plain(x_NPD)
+    assert float(expected.min()) < 0 or relu
+    found = OneDnnLinear(plain.weight.to(dtype), plain.bias.to(dtype), relu=relu)(x_NPD)
+    assert found.dtype == dtype
+    assert_close(found.float(), expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize(("precision", "all_layers"), [("fp32", True), ("bf16", False)])
+def test_feed_forward_layers_of_the_encoder_take_one_pass_less(precision: str, all_layers: bool) -> None:
+    layers = for_prediction(load_weights(EMBEDDED).model, precision).model.pixel_decoder.encoder
+    assert len(layers) > 0
+    for layer in layers:
+        assert isinstance(layer.feed_forward.hidden, OneDnnLinear)
+        assert layer.feed_forward.hidden.relu
+        assert isinstance(layer.feed_forward.contract, OneDnnLinear) == all_layers
 
 
 def test_another_precision_is_refused() -> None:

@@ -5,7 +5,8 @@ and includes resizing, tokenizing and the mask at the picture's own size. Left o
 and writing masks, where one is predicted (an evaluation decodes); in training what loader processes do meanwhile
 (decoding, augmentation, tokenizing: `benchmarks/loading.py`). The first round is warm-up. The original VLFormer needs
 0.60 of Mask2Former's time for one expression (both measured on a quiet machine of two cores; issue 5), which is how the
-goals, parts of the original's times, become parts of the peer's.
+goals, parts of the original's times, become parts of the peer's. Groups of variants, and the peer, run in processes of
+their own.
 
 python scripts/benchmark.py [--repeats 5] [--threads 0] [--only NAME ...] [--output benchmarks/results/FILE.md]
 """
@@ -13,6 +14,7 @@ python scripts/benchmark.py [--repeats 5] [--threads 0] [--only NAME ...] [--out
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import statistics
 import subprocess
@@ -22,6 +24,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +52,7 @@ from vlformer_cli.types import Ref  # noqa: E402
 HEIGHT, WIDTH = 480, 640
 PADDED_WIDTH = 630  # read at 640 too
 RANDOM = ("model.backbone.weights=none", "model.text.weights=none")
+PEER, GROUPS = "peer", ("predict", "padded", "train", "eval", "tiny")
 PER_IMAGE = {"train": 5, "eval": 7}  # expressions about a picture
 ORIGINAL = {"1": 0.60, "8": 0.60 * 7.1 / 0.90, "train": 0.60 * 2.8 / 0.90, "eval": 0.60}
 """The original's times as parts of Mask2Former's forward: one and eight expressions, a trained and an evaluated one."""
@@ -72,11 +76,8 @@ def timed(work: Callable[[], object], per: int = 1) -> float:
     return (time.perf_counter() - began) / per
 
 
-def answer_as_peer() -> None:
-    """For each line of stdin the seconds of one forward of Mask2Former R50 with 100 queries and 9 decoder layers.
-
-    As published, without post-processing.
-    """
+def mask2former() -> list[Variant]:
+    """One forward of Mask2Former R50 with 100 queries and 9 decoder layers, as published, without post-processing."""
     backbone = transformers.ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
     config = transformers.Mask2FormerConfig(backbone_config=backbone)
     model = transformers.Mask2FormerForUniversalSegmentation(config).eval()
@@ -86,13 +87,20 @@ def answer_as_peer() -> None:
         with torch.inference_mode():
             model(pixels)
 
-    for _ in sys.stdin:
-        print(timed(forward), flush=True)
+    return [Variant("peer: Mask2Former R50, forward", lambda: timed(forward))]
 
 
-def peer(threads: int) -> Variant:
-    """The peer in a process of its own, as anyone would run it: ours is told to keep the memory that it frees."""
-    command = [sys.executable, __file__, "--peer", "--threads", str(threads)]
+def answer(variants: list[Variant]) -> None:
+    """What the variants are, as a line of JSON; then for each line of stdin, a variant's number, its seconds."""
+    print(json.dumps([[v.name, v.goal, v.is_absolute] for v in variants]), flush=True)
+    for line in sys.stdin:
+        print(variants[int(line)].run(), flush=True)
+
+
+def elsewhere(group: str, threads: int) -> list[Variant]:
+    """The variants of a group, run by a process of their own: nobody trains and predicts in the same one, and what one
+    of them does to the memory would be felt by the others."""
+    command = [sys.executable, __file__, "--group", group, "--threads", str(threads)]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -100,12 +108,13 @@ def peer(threads: int) -> Variant:
     assert process.stdout is not None
     ask, answers = process.stdin, process.stdout
 
-    def round_of_it() -> float:
-        ask.write("go\n")
+    def seconds_of(number: int) -> float:
+        ask.write(f"{number}\n")
         ask.flush()
         return float(answers.readline())
 
-    return Variant("peer: Mask2Former R50, forward", round_of_it)
+    described = json.loads(answers.readline())
+    return [Variant(name, partial(seconds_of, n), goal, absolute) for n, (name, goal, absolute) in enumerate(described)]
 
 
 def predictions(
@@ -213,7 +222,7 @@ def predict_and_say_memory(precision: str) -> None:
     print(int(status.split("VmHWM:")[1].split()[0]) * 1024)
 
 
-def variants_of(only: list[str], folder: Path, threads: int) -> list[Variant]:
+def group_of(name: str, folder: Path) -> list[Variant]:
     part = {"fp32": 1.8, "bf16": 3.5}, {"fp32": 3.0, "bf16": 6.0}
     goals = {(p, 1): ORIGINAL["1"] / part[0][p] for p in part[0]} | {
         (p, 8): ORIGINAL["8"] / part[1][p] for p in part[1]
@@ -221,14 +230,14 @@ def variants_of(only: list[str], folder: Path, threads: int) -> list[Variant]:
     r50, tiny = ROOT / "configs/vlformer-r50.yaml", ROOT / "configs/tiny.yaml"
     seconds = {("bf16", 1): 0.040, ("bf16", 8): 0.100, ("fp32", 1): 0.040, ("fp32", 8): 0.100}
     groups: dict[str, Callable[[], list[Variant]]] = {
+        PEER: mask2former,
         "predict": lambda: predictions(r50, (HEIGHT, WIDTH), goals, absolute=False),
         "padded": lambda: padded_predictions(r50),
         "train": trainings,
         "eval": lambda: evaluations(folder),
         "tiny": lambda: predictions(tiny, (256, 256), seconds, absolute=True),
     }
-    chosen = [build() for name, build in groups.items() if not only or name in only]
-    return [peer(threads), *(variant for group in chosen for variant in group)]
+    return groups[name]()
 
 
 def report(variants: list[Variant], times: dict[str, list[float]]) -> list[str]:
@@ -247,30 +256,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0, help="0: one per usable core")
-    parser.add_argument(
-        "--only", nargs="*", default=[], choices=["predict", "padded", "train", "eval", "tiny", "memory"]
-    )
+    parser.add_argument("--only", nargs="*", default=[], choices=[*GROUPS, "memory"])
     parser.add_argument("--output", type=Path)
     parser.add_argument("--memory", help=argparse.SUPPRESS)
-    parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--group", help=argparse.SUPPRESS)
     args = parser.parse_args()
     set_threads(args.threads)
-    if args.peer:
-        answer_as_peer()
+    if args.group != PEER:
+        keep_freed_memory()
+    if args.group:
+        with tempfile.TemporaryDirectory() as folder:
+            answer(group_of(args.group, Path(folder)))
         return
-    keep_freed_memory()
     if args.memory:
         predict_and_say_memory(args.memory)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        variants = variants_of(args.only, Path(folder), args.threads)
-        times: dict[str, list[float]] = {variant.name: [] for variant in variants}
-        for repeat in range(args.repeats + 1):
-            for variant in variants:
-                seconds = variant.run()
-                if repeat:  # the first round is warm-up
-                    times[variant.name].append(seconds)
-            print(f"round {repeat} of {args.repeats} done", file=sys.stderr)
+    chosen = [PEER, *(name for name in GROUPS if not args.only or name in args.only)]
+    variants = [variant for name in chosen for variant in elsewhere(name, args.threads)]
+    times: dict[str, list[float]] = {variant.name: [] for variant in variants}
+    for repeat in range(args.repeats + 1):
+        for variant in variants:
+            seconds = variant.run()
+            if repeat:  # the first round is warm-up
+                times[variant.name].append(seconds)
+        print(f"round {repeat} of {args.repeats} done", file=sys.stderr)
     lines = report(variants, times)
     if not args.only or "memory" in args.only:
         used = [f"{precision} {peak_memory(precision, args.threads):.2f} GB" for precision in ("fp32", "bf16")]

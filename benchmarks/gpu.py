@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from deform_attn import inputs
 from grouping import expression, make_batch
 
 from vlformer_cli.config import Config, DataConfig, load_config
@@ -26,7 +27,7 @@ from vlformer_cli.engine.fast import for_prediction
 from vlformer_cli.engine.predict import Predictor
 from vlformer_cli.loss.criterion import Counts
 from vlformer_cli.model.build import build_model
-from vlformer_cli.model.deform_attn import cell_places, sample_by_bag, sample_by_grid
+from vlformer_cli.model.deform_attn import sample_by_bag, sample_by_grid
 
 WARM_UP = 3
 STEPS = {"vlformer-tiny": ((4, 8), (12, 8), (24, 8)), "vlformer-r50": ((8, 5), (16, 5))}
@@ -49,11 +50,9 @@ def median_seconds(act: Callable[[], object], repeats: int) -> float:
 
 def random_config(path: str, precision: str) -> Config:
     """A config that needs no pretrained weights."""
-    loaded = load_config(Path(path))
-    text = replace(loaded.model.text, weights="none")
-    model = replace(loaded.model, backbone=replace(loaded.model.backbone, weights="none"), text=text)
+    loaded = load_config(Path(path), ("model.backbone.weights=none", "model.text.weights=none"))
     train = replace(loaded.train, steps=1000, words_first=0, device="cuda", precision=precision)
-    return replace(loaded, model=model, train=train, data=loaded.data or DataConfig(train=()))
+    return replace(loaded, train=train, data=loaded.data or DataConfig(train=()))
 
 
 def train_row(name: str, precision: str, pictures: int, each: int, repeats: int) -> str:
@@ -82,11 +81,8 @@ def predict_row(name: str, precision: str, count: int, repeats: int) -> str:
 
 def sampling_row(repeats: int) -> str:
     shapes = ((60, 80), (30, 40), (15, 20))
-    cells = sum(h * w for h, w in shapes)
-    value = torch.randn(8, cells, 8, 32, device="cuda", requires_grad=True)
-    place = cell_places(shapes, (8, 16, 32), value.device).repeat_interleave(4, 1)[:, None]
-    point = (place + torch.randn(8, cells, 8, 12, 2, device="cuda") * 3).requires_grad_()
-    weight = torch.rand(8, cells, 8, 12, device="cuda", requires_grad=True)
+    with torch.device("cuda"):
+        value, point, weight = inputs(8, shapes, 8)
     rows = []
     for sample in (sample_by_grid, sample_by_bag):
         forward = median_seconds(lambda s=sample: s(value, point.unbind(-1), weight, shapes), repeats)

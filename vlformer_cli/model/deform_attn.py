@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -136,7 +137,8 @@ def corners(point: Points, weight_NSAk: Tensor, shapes: LevelShapes) -> tuple[Te
     origin = (first_N111 + start_k) * num_heads + head_A1
     row_NSAk = origin + cell_NSAk * num_heads
     below_k = step_k * num_heads
-    to_corner_4k = torch.cat([below_k * 0, below_k * 0 + num_heads, below_k, below_k + num_heads])
+    here_k = torch.zeros_like(below_k)
+    to_corner_4k = torch.cat([here_k, here_k + num_heads, below_k, below_k + num_heads])
     row_NSA4k = row_NSAk.repeat(1, 1, 1, 4).add_(to_corner_4k)
     low = weight_NSAk * fy
     high = weight_NSAk - low
@@ -187,16 +189,17 @@ def _scattered(
     first_Gk = bag_G4k.chunk(4, 1)[0]
     row, order = first_Gk.flatten().sort(stable=True)
     every_R = torch.arange(shape_NSAd[:3].numel(), device=row.device, dtype=row.dtype)
-    begin_R, bag = torch.searchsorted(row, every_R, out_int32=True), order.div(first_Gk.shape[1], rounding_mode="floor")
+    begin_R = torch.searchsorted(row, every_R, out_int32=True)
+    bag = order.div(first_Gk.shape[1], rounding_mode="floor").int()
     first, right, below, both = (
-        F.embedding_bag(bag.int(), grad_Gd, offsets=begin_R, mode="sum", per_sample_weights=share_Gk.flatten()[order])
+        F.embedding_bag(bag, grad_Gd, offsets=begin_R, mode="sum", per_sample_weights=share_Gk.flatten()[order])
         for share_Gk in share_G4k.chunk(4, 1)
     )
     num_heads = shape_NSAd[2]
     first[num_heads:] += right[:-num_heads]
     below[num_heads:] += both[:-num_heads]
     total_NSAd, below_NSAd = first.view(shape_NSAd), below.view(shape_NSAd)
-    sizes = [(height + BORDER) * (width + BORDER) for height, width in shapes]
+    sizes = _bordered_sizes(shapes)
     for (_, width), total, part in zip(shapes, total_NSAd.split(sizes, 1), below_NSAd.split(sizes, 1), strict=True):
         total[:, width + BORDER :] += part[:, : -(width + BORDER)]
     return total_NSAd
@@ -230,9 +233,14 @@ def sample_by_grid(value_NSAd: Tensor, point: Points, weight_NSAk: Tensor, shape
     return total.view(num, num_heads * head_dim, -1).transpose(1, 2)
 
 
+def _bordered_sizes(shapes: LevelShapes) -> list[int]:
+    """Cells of each level with its border."""
+    return [(height + BORDER) * (width + BORDER) for height, width in shapes]
+
+
 def _level_table(shapes: LevelShapes, points: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int]:
     """Of the level of each of the k = L * K points: width, height, first row once bordered (int32); rows of all."""
-    starts = [sum((h + BORDER) * (w + BORDER) for h, w in shapes[:level]) for level in range(len(shapes) + 1)]
+    starts = [0, *accumulate(_bordered_sizes(shapes))]
     rows = ([w for _, w in shapes], [h for h, _ in shapes], starts[:-1])
     width, height, start = (
         torch.tensor(row, device=device, dtype=torch.int32).repeat_interleave(points // len(shapes)) for row in rows

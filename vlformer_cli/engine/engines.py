@@ -79,9 +79,10 @@ def open_engine(path: Path, device: str = "cpu", threads: int = 0, precision: st
     """
     opener = OPENERS.get(path.suffix)
     if opener is None:
-        keep_freed_memory()
         loaded = load_weights(path, pick_device(device))
-        return LoadedEngine(for_prediction(loaded.model, precision, keep=False), loaded.config, (path,))
+        model = for_prediction(loaded.model, precision, keep=False)
+        keep_freed_memory()  # not before: what loading frees is too much to keep
+        return LoadedEngine(model, loaded.config, (path,))
     if precision != "fp32":
         raise VLFormerError(f"{path} has a precision of its own: leave --precision {precision} out")
     if device not in ("auto", "cpu"):

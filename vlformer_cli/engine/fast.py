@@ -76,7 +76,8 @@ class Fast(nn.Module):
     def _answer(self, seen: ImageFeatures, words: Words, image_index_N: Tensor) -> VLFormerOutput:
         with torch.autocast(image_index_N.device.type, torch.bfloat16, enabled=self.is_bfloat16):
             pixels = self.model.pixel_decoder(seen, words, image_index_N)
-        output: VLFormerOutput = self.model.decoder(pixels.to(torch.float32), words)
+        pixels = pixels.to(torch.float32)  # under the same name: the large tensors in bfloat16 are not needed any more
+        output: VLFormerOutput = self.model.decoder(pixels, words)
         return output
 
 

@@ -149,5 +149,8 @@ def upsample_valid(x_BCYX: Tensor, cell_valid_BYX: Tensor, size: tuple[int, int]
 
 def downsample_valid(pixel_valid_BHW: Tensor, stride: int) -> Tensor:
     """BYX bool: a cell is valid when any of its pixels is. H and W are multiples of `stride`."""
+    if is_whole(pixel_valid_BHW):
+        batch, height, width = pixel_valid_BHW.shape
+        return pixel_valid_BHW.new_ones(batch, height // stride, width // stride)
     cells = pixel_valid_BHW.unflatten(1, (-1, stride)).unflatten(3, (-1, stride))
     return cells.any(4).any(2)

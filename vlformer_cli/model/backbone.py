@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlformer_cli.model.attention import downsample_valid
+from vlformer_cli.model.attention import downsample_valid, is_whole
 
 STRIDES = (4, 8, 16, 32)
 
@@ -61,6 +61,8 @@ class Backbone(nn.Module):
         """Four maps BCYX, strides 4 to 32, zero on padding. Pixels are 0..255, H and W multiples of 32."""
         pixels = (images_BCHW.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std * pixel_valid_BHW[:, None]
         features = self._run(pixels) if self.whole_canvas else self._by_extent(pixels, pixel_valid_BHW)
+        if is_whole(pixel_valid_BHW):
+            return tuple(features)
         return tuple(
             feature * downsample_valid(pixel_valid_BHW, stride)[:, None]
             for feature, stride in zip(features, STRIDES, strict=True)

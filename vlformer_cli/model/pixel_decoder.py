@@ -286,14 +286,17 @@ class FinestLevel(nn.Module):
         self, lateral_BMYX: Tensor, coarse_NDYX: Tensor, valid4_BYX: Tensor, valid8_BYX: Tensor, image_index_N: Tensor
     ) -> MaskFeatures:
         """At stride 4."""
-        lateral_NMYX = per_expression(lateral_BMYX, image_index_N)
         valid4_NYX, valid8_NYX = per_expression(valid4_BYX, image_index_N), per_expression(valid8_BYX, image_index_N)
-        size = (lateral_BMYX.shape[-2], lateral_BMYX.shape[-1])
-        coarse_NMYX = upsample_valid(self.narrow(coarse_NDYX), valid8_NYX, size)
-        merged_NMYX = lateral_NMYX + coarse_NMYX.to(lateral_NMYX.dtype)
+        merged_NMYX = self._merged(per_expression(lateral_BMYX, image_index_N), coarse_NDYX, valid8_NYX)
         smooth_NMYX = self.smooth_norm(self.smooth(_on_picture(merged_NMYX, valid4_NYX)), valid4_NYX)
         assert self.out.bias is not None
         return MaskFeatures(F.relu(smooth_NMYX, inplace=True), self.out.weight.flatten(1), self.out.bias)
+
+    def _merged(self, lateral_NMYX: Tensor, coarse_NDYX: Tensor, valid8_NYX: Tensor) -> Tensor:
+        """NMYX. On its own, so that the upsampled level, as large as the result, is gone before the convolution."""
+        size = (lateral_NMYX.shape[-2], lateral_NMYX.shape[-1])
+        coarse_NMYX = upsample_valid(self.narrow(coarse_NDYX), valid8_NYX, size)
+        return lateral_NMYX + coarse_NMYX.to(lateral_NMYX.dtype)
 
 
 def mixed(levels: Sequence[Tensor], valids: Sequence[Tensor]) -> list[Tensor]:
@@ -302,7 +305,7 @@ def mixed(levels: Sequence[Tensor], valids: Sequence[Tensor]) -> list[Tensor]:
     for valid in valids:
         size = (valid.shape[-2], valid.shape[-1])
         parts = [_on_grid(x, own, size) for x, own in zip(levels, valids, strict=True)]
-        means.append(_on_picture(torch.stack(parts).mean(0), valid))
+        means.append(_on_picture(sum(parts[1:], parts[0]) / len(parts), valid))
     return means
 
 

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from vlformer_cli.model.attention import is_whole
+
 TEMPERATURE = 10_000.0  # of "Attention Is All You Need", section 3.5
 EPSILON = 1e-6
 
@@ -20,11 +22,20 @@ def sine_position_2d(cell_valid_BYX: Tensor, dim: int) -> Tensor:
     The count of valid cells up to here, scaled to 2 pi at the last one, through sines and cosines of `dim / 4`
     wavelengths (DETR, arXiv 2005.12872, section A.4). Padding does not change what a valid cell gets.
     """
+    if is_whole(cell_valid_BYX):
+        return _whole_grid(cell_valid_BYX.shape[1:], dim).expand(len(cell_valid_BYX), -1, -1, -1)
     valid_BYX = cell_valid_BYX.float()
     y_BYX, x_BYX = valid_BYX.cumsum(1), valid_BYX.cumsum(2)
     y_BYX = y_BYX / (y_BYX[:, -1:, :] + EPSILON) * 2 * math.pi
     x_BYX = x_BYX / (x_BYX[:, :, -1:] + EPSILON) * 2 * math.pi
     return torch.cat([_waves(y_BYX, dim // 2), _waves(x_BYX, dim // 2)], dim=-1).permute(0, 3, 1, 2)
+
+
+def _whole_grid(shape: torch.Size, dim: int) -> Tensor:
+    """1DYX: the same where every cell is valid, so that rows and columns need their waves once."""
+    y_YD, x_XD = (_waves(torch.arange(1.0, size + 1) / (size + EPSILON) * 2 * math.pi, dim // 2) for size in shape)
+    parts = (y_YD[:, None].expand(-1, shape[1], -1), x_XD[None].expand(shape[0], -1, -1))
+    return torch.cat(parts, -1).permute(2, 0, 1)[None]
 
 
 def sine_position_1d(length: int, dim: int, device: torch.device) -> Tensor:

@@ -110,10 +110,9 @@ def sample_by_bag(value_NSAd: Tensor, point: Points, weight_NSAk: Tensor, shapes
     Computed in float32 (float64 where `value` is), which is also faster on a CPU than bfloat16.
     """
     dtype = torch.promote_types(value_NSAd.dtype, torch.float32)
-    table_NSAd = bordered(value_NSAd.to(dtype), shapes)
     bag_NSA4k, share_NSA4k = corners(point, weight_NSAk.to(dtype), shapes)
-    total_Gd = BagSum.apply(table_NSAd, bag_NSA4k.flatten(0, 2), share_NSA4k.flatten(0, 2), shapes)
-    return total_Gd.view(len(value_NSAd), -1, table_NSAd[0, 0].numel()).to(value_NSAd.dtype)
+    total_Gd = BagSum.apply(value_NSAd, bag_NSA4k.flatten(0, 2), share_NSA4k.flatten(0, 2), shapes)
+    return total_Gd.view(len(value_NSAd), -1, value_NSAd[0, 0].numel()).to(value_NSAd.dtype)
 
 
 def corners(point: Points, weight_NSAk: Tensor, shapes: LevelShapes) -> tuple[Tensor, Tensor]:
@@ -124,8 +123,8 @@ def corners(point: Points, weight_NSAk: Tensor, shapes: LevelShapes) -> tuple[Te
     """
     num, _, num_heads, points = weight_NSAk.shape
     width_k, height_k, start_k, cells = _level_table(shapes, points, weight_NSAk.device)
-    zero = width_k.new_zeros(())
-    x, y = ((p + 1).clamp(zero, size_k + 1) for p, size_k in zip(point, (width_k, height_k), strict=True))
+    before = width_k.new_full((), -1)
+    x, y = (p.clamp(before, size_k) for p, size_k in zip(point, (width_k, height_k), strict=True))
     x0, y0 = x.detach().floor(), y.detach().floor()
     fx, fy = (x - x0).to(weight_NSAk.dtype), (y - y0).to(weight_NSAk.dtype)
     step_k = width_k + BORDER
@@ -133,9 +132,9 @@ def corners(point: Points, weight_NSAk: Tensor, shapes: LevelShapes) -> tuple[Te
     cell_NSAk = torch.addcmul(x0, y0, step_k.to(y0.dtype)).nan_to_num_(0.0).int()
     first_N111 = torch.arange(num, device=x.device, dtype=torch.int32).view(-1, 1, 1, 1) * cells
     head_A1 = torch.arange(num_heads, device=x.device, dtype=torch.int32)[:, None]
-    # row * heads + head
-    origin = (first_N111 + start_k) * num_heads + head_A1
-    row_NSAk = origin + cell_NSAk * num_heads
+    # row * heads + head; a level's first cell comes after one line of zeros and one zero
+    origin = (first_N111 + start_k + step_k + 1) * num_heads + head_A1
+    row_NSAk = origin.add(cell_NSAk, alpha=num_heads)
     below_k = step_k * num_heads
     here_k = torch.zeros_like(below_k)
     to_corner_4k = torch.cat([here_k, here_k + num_heads, below_k, below_k + num_heads])
@@ -147,12 +146,25 @@ def corners(point: Points, weight_NSAk: Tensor, shapes: LevelShapes) -> tuple[Te
     return row_NSA4k, torch.cat(shares, -1)
 
 
-def bordered(value_NSAd: Tensor, shapes: LevelShapes) -> Tensor:
+def bordered(value_NSAd: Tensor, shapes: LevelShapes, dtype: torch.dtype) -> Tensor:
     """NSAd with zeros around each level, so that no corner of a point lies outside: one row above, two below."""
+    num, _, num_heads, head_dim = value_NSAd.shape
+    table_NSAd = value_NSAd.new_zeros(num, sum(_bordered_sizes(shapes)), num_heads, head_dim, dtype=dtype)
+    for inner_NYXAd, level_NYXAd in zip(_inner(table_NSAd, shapes), _grids(value_NSAd, shapes), strict=True):
+        inner_NYXAd.copy_(level_NYXAd)
+    return table_NSAd
+
+
+def _grids(value_NSAd: Tensor, shapes: LevelShapes) -> list[Tensor]:
+    """Views NYXAd of each level."""
     levels = value_NSAd.split([h * w for h, w in shapes], 1)
-    grids = [level.unflatten(1, shape) for level, shape in zip(levels, shapes, strict=True)]
-    margins = (0, 0, 0, 0, 1, BORDER - 1, 1, BORDER - 1)
-    return torch.cat([F.pad(grid, margins).flatten(1, 2) for grid in grids], 1)
+    return [level.unflatten(1, shape) for level, shape in zip(levels, shapes, strict=True)]
+
+
+def _inner(table_NSAd: Tensor, shapes: LevelShapes) -> list[Tensor]:
+    """Views NYXAd of each level, without its border."""
+    grids = _grids(table_NSAd, tuple((h + BORDER, w + BORDER) for h, w in shapes))
+    return [grid[:, 1 : 1 + h, 1 : 1 + w] for grid, (h, w) in zip(grids, shapes, strict=True)]
 
 
 class BagSum(torch.autograd.Function):
@@ -163,19 +175,21 @@ class BagSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, table_NSAd: Tensor, bag_G4k: Tensor, share_G4k: Tensor, shapes: LevelShapes) -> Tensor:
-        """Gd: for each bag G the weighted sum of its rows Ad of the table. The others are as `corners` gives them."""
+    def forward(ctx: Any, value_NSAd: Tensor, bag_G4k: Tensor, share_G4k: Tensor, shapes: LevelShapes) -> Tensor:
+        """Gd in the shares' type: for each bag G the weighted sum of its rows. `corners` gives bags and shares."""
+        table_NSAd = bordered(value_NSAd, shapes, share_G4k.dtype)
         ctx.save_for_backward(table_NSAd, bag_G4k, share_G4k)
-        ctx.shapes = shapes
+        ctx.shapes, ctx.dtype = shapes, value_NSAd.dtype
         return F.embedding_bag(bag_G4k, table_NSAd.flatten(0, 2), mode="sum", per_sample_weights=share_G4k)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor, None]:
-        """Gradients of the table and of the shares."""
+        """Gradients of the values and of the shares."""
         table_NSAd, bag_G4k, share_G4k = ctx.saved_tensors
         grad_Gd = grads[0].contiguous()
         to_table = _scattered(grad_Gd, bag_G4k, share_G4k, table_NSAd.shape, ctx.shapes)
-        return to_table, None, _row_dots(grad_Gd, bag_G4k, table_NSAd.flatten(0, 2)), None
+        to_value = torch.cat([inner.flatten(1, 2) for inner in _inner(to_table, ctx.shapes)], 1)
+        return to_value.to(ctx.dtype), None, _row_dots(grad_Gd, bag_G4k, table_NSAd.flatten(0, 2)), None
 
 
 def _scattered(

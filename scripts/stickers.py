@@ -1,7 +1,10 @@
-"""Stickers for `vlformer prepare-data scenes --stickers DIR`, made from two collections of other people's drawings.
+"""Stickers for `vlformer prepare-data scenes --stickers DIR`, made from collections of other people's drawings.
 
-npm pack emoji-datasource-google @mdi/font     # Noto's emoji, Material Design Icons (both Apache-2.0); unpack both
-python scripts/stickers.py DIR --emoji EMOJI/img/google/64 --icons MDI     # MDI holds css/ and fonts/
+npm pack emoji-datasource-google @mdi/font @lobehub/fluent-emoji-3d @lobehub/fluent-emoji-flat
+# Noto's emoji, Material Design Icons (both Apache-2.0), Microsoft's Fluent emoji in two styles (MIT); unpack each
+python scripts/stickers.py DIR --emoji GOOGLE/img/google/64 3D/assets FLAT/assets --icons MDI   # MDI: css/, fonts/
+
+Folders of `--emoji` hold a PNG, WebP or SVG file for each emoji, named by its code points. SVG: pip install resvg_py
 """
 
 from __future__ import annotations
@@ -42,14 +45,29 @@ ICONS = {
 PIXELS = 160  # of an icon's square
 
 
-def copy_emoji(source: Path, target: Path) -> int:
+def copy_emoji(source: Path, number: int, target: Path) -> int:
+    """`number`: of the collection, as all name their files alike."""
     count = 0
     for kind, codes in EMOJI.items():
         for code in codes.split():
             (target / kind).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / f"{code}.png", target / kind / f"{code}.png")
+            write_png(source, code, target / kind / f"{code}{f'-{number}' if number else ''}.png")
             count += 1
     return count
+
+
+def write_png(source: Path, code: str, target: Path) -> None:
+    found = [path for ending in ("png", "webp", "svg") if (path := source / f"{code}.{ending}").is_file()]
+    if not found:
+        raise SystemExit(f"no {source / code}.png, .webp or .svg")
+    if found[0].suffix == ".png":
+        shutil.copyfile(found[0], target)
+    elif found[0].suffix == ".webp":
+        Image.open(found[0]).convert("RGBA").resize((PIXELS, PIXELS), Image.Resampling.LANCZOS).save(target)
+    else:
+        import resvg_py
+
+        target.write_bytes(bytes(resvg_py.svg_to_bytes(svg_path=str(found[0]), width=PIXELS)))
 
 
 def draw_icons(source: Path, target: Path) -> int:
@@ -70,10 +88,10 @@ def draw_icons(source: Path, target: Path) -> int:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("target", type=Path)
-    options.add_argument("--emoji", type=Path)
+    options.add_argument("--emoji", type=Path, nargs="*", default=[])
     options.add_argument("--icons", type=Path)
     given = options.parse_args()
-    emoji = copy_emoji(given.emoji, given.target) if given.emoji else 0
+    emoji = sum(copy_emoji(folder, number, given.target) for number, folder in enumerate(given.emoji))
     icons = draw_icons(given.icons, given.target) if given.icons else 0
     print(f"{given.target}: {emoji} emoji, {icons} icons")
 

@@ -13,6 +13,7 @@ import cv2
 import matplotlib
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.special import expit, logit
 
 from vlformer_cli.engine.checkpoint import load_weights
@@ -112,12 +113,27 @@ def test_calibrating_finds_the_temperature_and_the_threshold_and_is_stable(small
 def test_stickers_are_made_of_emoji_and_icons(tmp_path: Path) -> None:
     wanted = call("-c", f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); import stickers; print(stickers.EMOJI)")
     codes = [code for codes in eval(wanted).values() for code in codes.split()]
-    (tmp_path / "emoji").mkdir()
+    for folder in ("emoji", "others"):
+        (tmp_path / folder).mkdir()
+    half_red = np.zeros((8, 8, 4), dtype=np.uint8)
+    half_red[:, 4:] = (255, 0, 0, 255)
     for code in codes:
         (tmp_path / "emoji" / f"{code}.png").write_bytes(b"")
-    said = call(SCRIPTS / "stickers.py", tmp_path / "out", "--emoji", tmp_path / "emoji")
-    assert f"{len(codes)} emoji, 0 icons" in said
-    assert len(list((tmp_path / "out").glob("*/*.png"))) == len(codes)
+        Image.fromarray(half_red).save(tmp_path / "others" / f"{code}.webp", lossless=True)
+    said = call(SCRIPTS / "stickers.py", tmp_path / "out", "--emoji", tmp_path / "emoji", tmp_path / "others")
+    assert f"{2 * len(codes)} emoji, 0 icons" in said
+    made = list((tmp_path / "out").glob("*/*.png"))
+    assert len(made) == 2 * len(codes)
+    drawn = [np.asarray(Image.open(path)) for path in made if path.stem.endswith("-1")]
+    assert len(drawn) == len(codes)
+    assert all((picture[10, 10, 3], *picture[10, -10]) == (0, 255, 0, 0, 255) for picture in drawn)
+    (tmp_path / "others" / f"{codes[-1]}.webp").unlink()
+    failed = subprocess.run(
+        [sys.executable, SCRIPTS / "stickers.py", tmp_path / "new", "--emoji", tmp_path / "others"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert failed.returncode == 1
+    assert f"no {tmp_path / 'others' / codes[-1]}.png, .webp or .svg" in failed.stderr
 
 
 def test_icons_are_drawn_with_the_glyphs_that_the_style_sheet_names(tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from timm.layers import convert_sync_batchnorm
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vlformer_cli.config import TrainConfig
@@ -37,6 +38,8 @@ def tune(model: VLFormer, config: TrainConfig, world: World, device: torch.devic
         _synchronise_norms(model, world, device)
     if config.channels_last:
         model.backbone.net.to(memory_format=torch.channels_last)
+    if config.precision != "fp32" and device.type == "cpu":
+        _depthwise_in_float32(model.backbone.net)
     if config.checkpoint_activations:
         _recompute(model)
     if config.compile:
@@ -56,6 +59,18 @@ def _synchronise_norms(model: VLFormer, world: World, device: torch.device) -> N
 
 def _layers(model: VLFormer) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, EncoderLayer | VLBlock)]
+
+
+def _depthwise_in_float32(net: nn.Module) -> None:
+    """On a CPU their backward in bfloat16 takes seven times as long."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d) and module.groups > 1:
+            module.forward = partial(_in_float32, module.forward)  # type: ignore[method-assign]
+
+
+def _in_float32(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return forward(x.float())
 
 
 def _recompute(model: VLFormer) -> None:

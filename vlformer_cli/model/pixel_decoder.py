@@ -6,7 +6,7 @@ M mask features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -289,14 +289,26 @@ class FinestLevel(nn.Module):
         valid4_NYX, valid8_NYX = per_expression(valid4_BYX, image_index_N), per_expression(valid8_BYX, image_index_N)
         merged_NMYX = self._merged(per_expression(lateral_BMYX, image_index_N), coarse_NDYX, valid8_NYX)
         smooth_NMYX = self.smooth_norm(self.smooth(_on_picture(merged_NMYX, valid4_NYX)), valid4_NYX)
+        feat_NMYX = F.relu(smooth_NMYX, inplace=True)
+        if (
+            feat_NMYX.requires_grad
+        ):  # else the backward of what is channels last, too, would go through memory across it
+            feat_NMYX.register_hook(_in_order_of(feat_NMYX))
         assert self.out.bias is not None
-        return MaskFeatures(F.relu(smooth_NMYX, inplace=True), self.out.weight.flatten(1), self.out.bias)
+        return MaskFeatures(feat_NMYX, self.out.weight.flatten(1), self.out.bias)
 
     def _merged(self, lateral_NMYX: Tensor, coarse_NDYX: Tensor, valid8_NYX: Tensor) -> Tensor:
         """NMYX. On its own, so that the upsampled level, as large as the result, is gone before the convolution."""
         size = (lateral_NMYX.shape[-2], lateral_NMYX.shape[-1])
         coarse_NMYX = upsample_valid(self.narrow(coarse_NDYX), valid8_NYX, size)
         return lateral_NMYX + coarse_NMYX.to(lateral_NMYX.dtype)
+
+
+def _in_order_of(x_NCYX: Tensor) -> Callable[[Tensor], Tensor]:
+    """What lays a gradient out in memory as the map that it is of, where that is channels last."""
+    is_last = x_NCYX.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if is_last else torch.preserve_format
+    return lambda grad_NCYX: grad_NCYX.contiguous(memory_format=layout) if is_last else grad_NCYX
 
 
 def mixed(levels: Sequence[Tensor], valids: Sequence[Tensor]) -> list[Tensor]:

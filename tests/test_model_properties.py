@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from vlformer_cli.config import BackboneConfig, ModelConfig, TextConfig
 from vlformer_cli.data.tokenize import tokenize
-from vlformer_cli.model.attention import FeedForward, downsample_valid, upsample_valid
+from vlformer_cli.model.attention import FeedForward, downsample_valid, per_expression, upsample_valid
 from vlformer_cli.model.build import build_model
 from vlformer_cli.model.decoder import attention_block
 from vlformer_cli.model.pixel_decoder import MaskFeatures
@@ -253,6 +253,18 @@ def test_training_and_evaluation_compute_the_same(model: VLFormer) -> None:
     check_same(found, expected, [0, 1], (80, 112))
 
 
+@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 5), (3, 4, 5, 6)])
+def test_what_belongs_to_each_expressions_image(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(4)
+    x_B, index_N = torch.randn(shape, requires_grad=True), torch.tensor([2, 0, 2, 2])
+    found = per_expression(x_B, index_N)
+    expected = torch.stack([x_B[int(number)] for number in index_N])
+    assert torch.equal(found, expected)
+    weight = torch.randn_like(found)
+    ours, theirs = (torch.autograd.grad((y * weight).sum(), x_B)[0] for y in (found, expected))
+    assert_close(ours, theirs)
+
+
 def test_the_feed_forward_layer_has_its_residual() -> None:
     torch.manual_seed(3)
     layer, x = FeedForward(dim=8, hidden_dim=16), torch.randn(2, 5, 8)
@@ -265,6 +277,7 @@ def test_grids_of_valid_cells() -> None:
     valid = canvas([torch.ones(3, 5, 9)], 8, 16)[1]
     assert downsample_valid(valid, 4)[0].tolist() == [[True, True, True, False]] * 2
     assert downsample_valid(valid, 8)[0].tolist() == [[True, True]]
+    assert downsample_valid(torch.ones(2, 8, 16, dtype=torch.bool), 4).tolist() == [[[True] * 4] * 2] * 2
     cells = torch.zeros(1, 4, 6, dtype=torch.bool)
     cells[:, :3, :4] = True
     x = torch.randn(1, 2, 4, 6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import shutil
@@ -15,7 +16,7 @@ import pytest
 import torch
 from small_jobs import during_step, weights_of
 from small_model import SMALL
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlformer_cli.config import BackboneConfig, Config
 from vlformer_cli.data.tokenize import tokenize
@@ -73,6 +74,25 @@ def test_half_precision_keeps_the_first_loss_and_learns_in_float32(
     assert found[0] != plain[0]
     assert dtypes == {DTYPES[precision]}
     assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+
+
+def test_depthwise_convolutions_alone_stay_in_float32_and_copies_have_their_own(
+    small_run: Config, tmp_path: Path
+) -> None:
+    run = Run(with_train(small_run, precision="bf16"), tmp_path / "run", ALONE, resume=False)
+    dtypes: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
+    convolutions = [m for m in run.model.backbone.net.modules() if isinstance(m, nn.Conv2d)]
+    for module in convolutions:
+        module.register_forward_hook(lambda m, given, result: dtypes[m.groups > 1].add(result.dtype))
+    list(steps_of(run, 1))
+    assert dtypes == {True: {torch.float32}, False: {torch.bfloat16}}
+    depthwise = next(m for m in convolutions if m.groups > 1)
+    other = copy.deepcopy(depthwise)
+    nn.init.zeros_(other.weight)
+    x = torch.randn(1, depthwise.in_channels, 8, 8)
+    with torch.no_grad():
+        assert float(other(x).abs().max()) == 0
+        assert float(depthwise(x).abs().max()) > 0
 
 
 @pytest.mark.filterwarnings("default")  # the compiler's own, as errors, stop it

@@ -210,3 +210,61 @@ def _between(thing: Thing, one: Thing, two: Thing) -> bool:
     length = math.hypot(dx, dy)
     along, aside = (px * dx + py * dy) / length**2, abs(px * dy - py * dx) / length**2
     return 0.15 < along < 0.85 and aside < 0.35
+
+
+FAR_WORDS = {
+    "left": r"left most|left-most|closest to the left edge|nearest the left|nearest to the left|closest to the left",
+    "right": r"right most|right-most|closest to the right edge|nearest the right|nearest to the right",
+    "top": r"top most|top-most|closest to the top edge|nearest to the top|closest to the top",
+    "bottom": r"bottom most|bottom-most|closest to the bottom edge|nearest to the bottom|furthest down",
+}
+SIDE_WORDS = {
+    "left": r"at the left side|in the left part|towards the left|to the left side(?! of)|over on the left",
+    "right": r"at the right side|in the right part|towards the right|to the right side(?! of)|over on the right",
+    "top": r"at the top side|in the top part|in the upper part|near the top|up at the top",
+    "bottom": r"at the bottom side|in the bottom part|in the lower part|near the bottom|down at the bottom",
+}
+PLAINER = {
+    r"(standing|located) (left|right) of": r"\2 of", r"to the (left|right) side of": r"\1 of",
+    r"on the (left|right) hand side of": r"\1 of", r"on top of|higher up than|up above": "above",
+    r"lower down than|down under|situated under": "below", r"adjacent to|alongside|close by|standing next to":
+    "next to", r"that is nearest to|which is the closest to": "closest to",
+    r"partially hidden by|half covered by|obscured by": "behind", r"covering part of|that covers|obscuring":
+    "in front of", r"(placed|located|standing) between": "between",
+    r"tote bag|tote": "bag", r"toy ball": "ball", r"textbook|paperback": "book",
+    r"water bottle": "bottle", r"package|parcel|carton": "box", r"automobile|motor car": "car", r"timepiece": "clock",
+    r"coffee cup|teacup": "cup", r"blossom|bloom": "flower", r"cottage": "house", r"door key": "key",
+    r"light(?! blue)": "lamp", r"fungus": "mushroom", r"pen": "pencil", r"mobile phone|mobile|telephone": "phone",
+    r"aircraft|jet": "plane", r"houseplant|pot plant": "plant", r"trainer": "shoe", r"star shape": "star",
+    r"brolly": "umbrella", r"crimson|scarlet": "red", r"aqua|light blue": "cyan", r"golden": "yellow",
+}  # fmt: skip
+DRESSING = (
+    r"^(which one is|can you see|could you find|where can i see|where's|i am looking for|i'm looking for|give me|"
+    r"highlight|segment|mark|pick out|search for|i would like) |"
+    r"( in the picture| in this picture| in the image| in the photo| in this scene| here)?(, please)?[.!?]?$"
+)
+OTHER_SIDE = (
+    (r"(on its|to its) right|to the right of it", "left of"),
+    (r"(on its|to its) left|to the left of it", "right of"),
+    (r"(below|under|underneath) it", "above"),
+    (r"(above|over) it", "below"),
+)
+
+
+def usual(text: str, kinds: set[str]) -> str:
+    """What was said in less usual words, in those that `read` knows."""
+    text = re.sub(DRESSING, "", text)
+    for telling, relation in OTHER_SIDE:
+        found = re.fullmatch(rf"(.+?) with the (.+) (?:{telling})", text)
+        if found:
+            text = f"{found[1]} {relation} the {found[2]}"
+    for phrase, plainer in sorted(PLAINER.items(), key=lambda pair: -len(pair[0])):
+        text = re.sub(rf"(?<![\w-])(?:{phrase})(?![\w-])", plainer, text)
+    for side in FAR_WORDS:
+        text = re.sub(rf"(?<![\w-])(?:{FAR_WORDS[side]})(?= |$)", f"{side}most", text)
+        text = re.sub(rf"(?<![\w-])(?:{SIDE_WORDS[side]})(?= |$)", f"on {side}", text)
+    of_two = re.search(r"\b(bigger|larger|smaller) of the two ([a-z -]+)$", text)
+    if of_two:
+        text = f"{text[: of_two.start()]}{of_two[1]} {_singular(of_two[2], kinds)}"
+    text = re.sub(r"\b(bigger|larger)\b", "biggest", re.sub(r"\bsmaller\b", "smallest", text))
+    return re.sub(r" +", " ", text).strip()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scene_reading import read
+from scene_reading import read, usual
 
 from vlformer_cli.data.rle import decode_rle
 from vlformer_cli.data.scenes.collage import SELDOM, collage
@@ -185,6 +187,34 @@ def test_expressions_about_nothing_have_an_empty_mask_and_ids_of_their_own(tmp_p
     assert len({sample.sent_id for sample in samples}) == len(samples)
 
 
+@pytest.mark.parametrize("scenario", ["mix", "directions"])
+def test_reworded_expressions_mean_the_same_in_the_same_scenes(scenario: str) -> None:
+    plain_recipe, rewording = Recipe(size=96, scenario=scenario, no_target=0.2), 0.7
+    changed, told, words = 0, 0, set()
+    for number in range(80):
+        one, other = (
+            draw_scene(np.random.default_rng([6, number]), number, recipe)
+            for recipe in (plain_recipe, replace(plain_recipe, reworded=rewording))
+        )
+        assert np.array_equal(one.picture, other.picture)
+        assert [(e.referent, e.meaning) for e in one.expressions] == [
+            (e.referent, e.meaning) for e in other.expressions
+        ]
+        texts = [expression.text for expression in other.expressions]
+        assert len(set(texts)) == len(texts)
+        for before, after in zip(one.expressions, other.expressions, strict=True):
+            meant = [] if after.referent is None else [after.referent]
+            plainer = usual(after.text, set(KINDS))
+            assert read(plainer, other.scene.to_json(), set(KINDS)) == meant, (after.text, plainer)
+            changed += before.text != after.text
+            told += 1
+            words |= set(re.findall(r"[a-z'-]+", after.text)) - set(re.findall(r"[a-z'-]+", before.text))
+    assert rewording - 0.12 < changed / told <= rewording + 0.06  # some cannot be said otherwise, or are said already
+    assert words >= {"most", "edge", "highlight", "please"}
+    if scenario == "mix":
+        assert words >= {"smaller", "bigger", "adjacent", "its", "crimson", "photo"}
+
+
 def test_a_bent_outline_is_another_one_of_about_the_same_size() -> None:
     draft = Draft("cup", "red", "mid", "plain", extent=48, x=60, y=60)
     straight, bent = (
@@ -214,6 +244,7 @@ def test_what_is_unknown_of_a_thing_is_neither_said_nor_excluded() -> None:
         (Recipe(scenario="photos"), "needs a folder"),
         (Recipe(bent=1.5), "from 0 to 1"),
         (Recipe(no_target=-0.1), "from 0 to 1"),
+        (Recipe(reworded=1.1), "reworded is 1.1: it is a part, from 0 to 1"),
     ],
 )
 def test_recipes_that_cannot_be_drawn_are_named(recipe: Recipe, said: str, tmp_path: Path) -> None:

@@ -57,6 +57,9 @@ def prepare_data(
     no_target: Annotated[
         float, typer.Option("--no-target", min=0, max=1, help="scenes: expressions about nothing, per other one.")
     ] = 0.0,
+    reworded: Annotated[
+        float, typer.Option("--reworded", min=0, max=1, help="scenes: so many expressions in less usual words.")
+    ] = 0.0,
     stickers: Annotated[
         Path | None, typer.Option("--stickers", help="scenes: drawings of others, PNG files in a folder per kind.")
     ] = None,
@@ -72,12 +75,13 @@ def prepare_data(
 
     root = root or data_root()
     drawn = {"--scenario": scenario != "mix", "--bent": bent, "--no-target": no_target, "--stickers": stickers}
+    drawn |= {"--reworded": reworded}
     if dataset != "scenes" and any(drawn.values()):
         said = ", ".join(name for name, value in drawn.items() if value)
         raise VLFormerError(f"{said}: for `prepare-data scenes` alone; {dataset} is not drawn")
     if dataset == "scenes":
         directory = root / (f"scenes-seed{seed}" if scenario == "mix" else f"scenes-{scenario}-seed{seed}")
-        recipe = {"size": size, "scenario": scenario, "bent": bent, "no_target": no_target}
+        recipe = {"size": size, "scenario": scenario, "bent": bent, "no_target": no_target, "reworded": reworded}
         recipe |= {"photos": source, "stickers": stickers, "sticker_share": sticker_share}
         _scenes(directory, images or "2000", seed, recipe, workers, overwrite)
     elif dataset == "custom":

@@ -25,6 +25,7 @@ from vlformer_cli.data.scenes.paint import paint
 from vlformer_cli.data.scenes.photos import PhotoLibrary
 from vlformer_cli.data.scenes.plan import plan
 from vlformer_cli.data.scenes.render import Labels, Sprite, describe, shrink, stack
+from vlformer_cli.data.scenes.reword import reworded
 from vlformer_cli.data.scenes.shapes import coin
 from vlformer_cli.data.scenes.stickers import Stickers, drawn, sticker_files
 from vlformer_cli.data.store import PreparedWriter, file_sha256
@@ -53,6 +54,8 @@ class Recipe:
     """How far outlines depart from their kinds' own, from 0 to 1."""
     no_target: float = 0.0
     """Expressions that mean nothing, as a part of those that mean something."""
+    reworded: float = 0.0
+    """A part of the expressions is said in words that the others do not use; pictures and meanings stay."""
     photos: Path | None = None
     """Scenario photos: the folder with `images/` and `instances.json`. All splits are made of the same photographs."""
     stickers: Path | None = None
@@ -109,6 +112,8 @@ def draw_scene(rng: Generator, ordinal: int, recipe: Recipe = Recipe()) -> Drawn
         expressions = write_expressions(rng, scene, _setting(recipe, library, made))
         if sum(e.referent is not None for e in expressions) >= FEWEST[recipe.scenario]:
             picture = paint(rng, sprites, width, height, made.backdrop_hw3)
+            if recipe.reworded:
+                expressions = reworded(rng, expressions, scene, recipe.reworded)
             return Drawn(scene, labels_HW, picture, tuple(expressions))
     raise AssertionError(f"no scene of {recipe.size} pixels could be drawn for picture {ordinal}")
 
@@ -269,7 +274,8 @@ def _hashes(recipe: Recipe) -> dict[str, str]:
 def _as_json(recipe: Recipe) -> dict[str, Any]:
     """The recipe without what is as always: the bytes of a manifest do not change when the recipe gets a field."""
     said = {"size": recipe.size, "scenario": recipe.scenario}
-    more = {"bent": recipe.bent, "no_target": recipe.no_target, "photos": str(recipe.photos or "")}
+    more: dict[str, Any] = {"bent": recipe.bent, "no_target": recipe.no_target, "reworded": recipe.reworded}
+    more |= {"photos": str(recipe.photos or "")}
     if recipe.stickers is not None:
         more |= {"stickers": str(recipe.stickers), "sticker_share": recipe.sticker_share}
     return {**said, **{name: value for name, value in more.items() if value}}
@@ -284,7 +290,8 @@ def _check(images: int, seed: int, recipe: Recipe) -> None:
         raise VLFormerError(f"pictures of {recipe.size} pixels are too small to draw in: use at least {SMALLEST}")
     if recipe.scenario not in FEWEST_OBJECTS:
         raise VLFormerError(f"there is no scenario {recipe.scenario!r}; there are: {', '.join(FEWEST_OBJECTS)}")
-    parts = {"bent": recipe.bent, "no_target": recipe.no_target, "sticker_share": recipe.sticker_share}
+    shares = ("bent", "no_target", "reworded", "sticker_share")
+    parts: dict[str, float] = {name: getattr(recipe, name) for name in shares}
     for name, value in parts.items():
         if not 0 <= value <= 1:
             raise VLFormerError(f"{name} is {value}: it is a part, from 0 to 1")

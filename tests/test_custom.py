@@ -193,6 +193,7 @@ def test_bad_rows_are_named(folder: Path, bad: Any, words: str) -> None:
     [
         ("expressions.csv", "image,expresion\na.png,x\n", "line 1 has an unknown field 'expresion'.*did you mean"),
         ("expressions.csv", "image,image,expression\na.png,a.png,x\n", "names a column twice"),
+        ("expressions.csv", "image;expression\na.png;x\n", "line 1 has ';' between its columns: use commas"),
         ("expressions.csv", "image,expression\na.png,the cup, left\n", "line 2 has more cells than the header"),
         ("expressions.csv", 'image,expression\na.png,"x\n', "is not CSV .*quotes"),
         ("expressions.csv", "image,expression,annotation_id\na.png,x,one\n", "line 2: .*'one'.*whole numbers"),

@@ -22,7 +22,7 @@ def prepare_data(
     source: Annotated[
         Path | None,
         typer.Option(
-            "--from", help="What you have already: a folder in any known layout. custom: its expressions file."
+            "--from", help="What you have already: a folder in any known layout. custom: that of its expressions."
         ),
     ] = None,
     images: Annotated[

@@ -128,7 +128,7 @@ def _check_file(path: Path) -> None:
     if path.is_dir():
         raise VLFormerError(f"{path} is a folder, not a picture: name a file in it")
     if not path.is_file():
-        raise VLFormerError(f"{path} is not there: check the path of the picture")
+        raise VLFormerError(f"{path} is not there: check the path")
     if path.stat().st_size == 0:
         raise VLFormerError(f"{path} is empty (0 bytes): fetch the picture again")
 

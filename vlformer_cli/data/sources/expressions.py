@@ -113,6 +113,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _check_header(path: Path, names: Sequence[str]) -> None:
+    if len(names) == 1 and (found := next((mark for mark in (";", "\t") if mark in names[0]), None)):
+        raise VLFormerError(f"{path} line 1 has {found!r} between its columns: use commas")
     for name in names:
         _check_name(f"{path} line 1", name)
     if len(set(names)) != len(names):

@@ -91,7 +91,7 @@ def resolve_dataset(name: str, split_by: str | None = None) -> tuple[str, str]:
     key = "".join(letter for letter in name.lower() if letter not in "-_ ")
     dataset, fixed = (key, None) if key in FAMILY else _ALIASES.get(key, (None, None))
     if dataset is None:
-        raise VLFormerError(f"no data set is called {name!r}: the RefCOCO family is {', '.join(FAMILY)}")
+        raise VLFormerError(f"no data set is called {name!r}: there are scenes, custom, {', '.join(FAMILY)}")
     known = [partition for of, partition in PUBLISHED if of == dataset]
     if split_by is not None and (split_by not in known or fixed not in (None, split_by)):
         raise VLFormerError(

@@ -27,7 +27,7 @@ VISION = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 32}
 TEXT = {"context_length": 77, "vocab_size": 49_408, "width": 64, "heads": 4, "layers": 3}
 EXPRESSIONS = [
     "red cup left of the bottle",
-    "red cup!",
+    "red! cup",
     "!?",
     "!!! !! !",
     "",
@@ -130,6 +130,12 @@ def test_tokens_are_open_clips(max_tokens: int) -> None:
     assert is_cut == (longest > max_tokens).tolist()
     assert any(is_cut)
     assert not all(is_cut)
+
+
+@pytest.mark.parametrize("text", ["red cup.", "red cup!", "red cup ?", "red cup , ", "red cup...;:"])
+def test_punctuation_at_the_end_is_left_out(text: str) -> None:
+    assert torch.equal(tokenize([text], 77)[0], tokenize(["red cup"], 77)[0])
+    assert tokenize(["cup, red"], 77)[0].tolist() == open_clip.tokenize(["cup, red"], context_length=5).tolist()
 
 
 def test_tokens_are_no_longer_than_the_longest_expression_needs() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -96,25 +97,21 @@ def for_prediction(model: VLFormer, precision: str = "fp32", *, keep: bool = Tru
     return Fast(fast, precision)
 
 
-class Precise(nn.Module):
-    """A layer in float32 also under autocast."""
+def compute_in_float32(layer: nn.Module) -> None:
+    """Also under autocast. Parameters keep their names, and a copy of the layer its own."""
+    layer.forward = partial(_in_float32, layer.forward)
 
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
 
-    def forward(self, x: Tensor) -> Tensor:
-        """As the layer."""
-        with torch.autocast(x.device.type, enabled=False):
-            y: Tensor = self.layer(x.float())
-            return y
+def _in_float32(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return forward(x.float())
 
 
 def _in_bfloat16(parent: nn.Module, few_products: int = 0) -> None:
     """Converts convolutions and matrices, but not convolutions of fewer products, which stay as they are."""
-    for name, child in list(parent.named_children()):
+    for child in parent.children():
         if isinstance(child, nn.Conv2d) and child.weight[0].numel() < few_products:
-            setattr(parent, name, Precise(child))
+            compute_in_float32(child)
         elif isinstance(child, nn.Conv2d | nn.Linear):
             child.bfloat16()
         else:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from timm.layers import convert_sync_batchnorm
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vlformer_cli.config import TrainConfig
 from vlformer_cli.engine.distributed import World
+from vlformer_cli.engine.fast import compute_in_float32
 from vlformer_cli.model.pixel_decoder import EncoderLayer
 from vlformer_cli.model.vl_block import VLBlock
 from vlformer_cli.model.vlformer import VLFormer
@@ -65,12 +65,7 @@ def _depthwise_in_float32(net: nn.Module) -> None:
     """On a CPU their backward in bfloat16 takes seven times as long."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1:
-            module.forward = partial(_in_float32, module.forward)  # type: ignore[method-assign]
-
-
-def _in_float32(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
-        return forward(x.float())
+            compute_in_float32(module)
 
 
 def _recompute(model: VLFormer) -> None:

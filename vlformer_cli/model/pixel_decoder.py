@@ -6,7 +6,7 @@ M mask features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -290,10 +290,7 @@ class FinestLevel(nn.Module):
         merged_NMYX = self._merged(per_expression(lateral_BMYX, image_index_N), coarse_NDYX, valid8_NYX)
         smooth_NMYX = self.smooth_norm(self.smooth(_on_picture(merged_NMYX, valid4_NYX)), valid4_NYX)
         feat_NMYX = F.relu(smooth_NMYX, inplace=True)
-        if (
-            feat_NMYX.requires_grad
-        ):  # else the backward of what is channels last, too, would go through memory across it
-            feat_NMYX.register_hook(_in_order_of(feat_NMYX))
+        _lay_out_gradient(feat_NMYX)
         assert self.out.bias is not None
         return MaskFeatures(feat_NMYX, self.out.weight.flatten(1), self.out.bias)
 
@@ -304,11 +301,10 @@ class FinestLevel(nn.Module):
         return lateral_NMYX + coarse_NMYX.to(lateral_NMYX.dtype)
 
 
-def _in_order_of(x_NCYX: Tensor) -> Callable[[Tensor], Tensor]:
-    """What lays a gradient out in memory as the map that it is of, where that is channels last."""
-    is_last = x_NCYX.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if is_last else torch.preserve_format
-    return lambda grad_NCYX: grad_NCYX.contiguous(memory_format=layout) if is_last else grad_NCYX
+def _lay_out_gradient(x_NCYX: Tensor) -> None:
+    """The gradient of a map that is channels last will be so too, or what is before it would read memory across."""
+    if x_NCYX.requires_grad and x_NCYX.is_contiguous(memory_format=torch.channels_last):
+        x_NCYX.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
 
 
 def mixed(levels: Sequence[Tensor], valids: Sequence[Tensor]) -> list[Tensor]:

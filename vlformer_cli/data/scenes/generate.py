@@ -113,7 +113,8 @@ def draw_scene(rng: Generator, ordinal: int, recipe: Recipe = Recipe()) -> Drawn
         if sum(e.referent is not None for e in expressions) >= FEWEST[recipe.scenario]:
             picture = paint(rng, sprites, width, height, made.backdrop_hw3)
             if recipe.reworded:
-                expressions = reworded(rng, expressions, scene, recipe.reworded)
+                # by numbers of its own: those that follow, of the JPEG's quality, stay as they are
+                expressions = reworded(rng.spawn(1)[0], expressions, scene, recipe.reworded)
             return Drawn(scene, labels_HW, picture, tuple(expressions))
     raise AssertionError(f"no scene of {recipe.size} pixels could be drawn for picture {ordinal}")
 
@@ -274,7 +275,7 @@ def _hashes(recipe: Recipe) -> dict[str, str]:
 def _as_json(recipe: Recipe) -> dict[str, Any]:
     """The recipe without what is as always: the bytes of a manifest do not change when the recipe gets a field."""
     said = {"size": recipe.size, "scenario": recipe.scenario}
-    more: dict[str, Any] = {"bent": recipe.bent, "no_target": recipe.no_target, "reworded": recipe.reworded}
+    more: dict[str, Any] = {name: getattr(recipe, name) for name in ("bent", "no_target", "reworded")}
     more |= {"photos": str(recipe.photos or "")}
     if recipe.stickers is not None:
         more |= {"stickers": str(recipe.stickers), "sticker_share": recipe.sticker_share}

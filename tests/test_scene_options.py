@@ -187,7 +187,7 @@ def test_expressions_about_nothing_have_an_empty_mask_and_ids_of_their_own(tmp_p
     assert len({sample.sent_id for sample in samples}) == len(samples)
 
 
-@pytest.mark.parametrize("scenario", ["mix", "directions"])
+@pytest.mark.parametrize("scenario", ["mix", "directions", "near"])
 def test_reworded_expressions_mean_the_same_in_the_same_scenes(scenario: str) -> None:
     plain_recipe, rewording = Recipe(size=96, scenario=scenario, no_target=0.2), 0.7
     changed, told, words = 0, 0, set()

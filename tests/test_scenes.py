@@ -46,6 +46,13 @@ def directions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module")
+def near(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("scenes") / "scenes-near"
+    generate_scenes(directory, images=140, seed=13, workers=2, recipe=Recipe(scenario="near"))
+    return directory
+
+
 def rows(directory: Path) -> list[tuple[dict[str, Any], list[Ref]]]:
     """Every scene with its refs."""
     pairs = []
@@ -66,7 +73,7 @@ def referent_index(scene: dict[str, Any], ref: Ref) -> int:
     return next(i for i, t in enumerate(scene["objects"]) if tuple(t["bbox"]) == ref.bbox and t["kind"] == ref.category)
 
 
-@pytest.mark.parametrize("scenario", ["mix", "directions"])
+@pytest.mark.parametrize("scenario", ["mix", "directions", "near"])
 def test_every_expression_is_true_of_its_referent_alone(scenario: str, request: pytest.FixtureRequest) -> None:
     wrong, count = [], 0
     for scene, refs in rows(request.getfixturevalue(scenario)):
@@ -78,6 +85,19 @@ def test_every_expression_is_true_of_its_referent_alone(scenario: str, request: 
                     wrong.append((scene["image_id"], text, found, referent_index(scene, ref)))
     assert count > 600
     assert not wrong, wrong[:10]
+
+
+def test_near_asks_for_nearness_alone_and_among_several(near: Path) -> None:
+    """What is looked for is near, closest to, behind or in front of something, and most often not its kind's only one."""
+    alike, count = 0, 0
+    for scene, refs in rows(near):
+        for ref in refs:
+            count += len(ref.kinds)
+            assert set(ref.kinds) == {"relation"}
+            alike += len(ref.kinds) * (sum(thing["kind"] == ref.category for thing in scene["objects"]) > 1)
+            for text in ref.expressions:
+                assert not re.search(r"\b(left|right|above|below|under|over|between)\b", text), text
+    assert alike > 0.7 * count
 
 
 def test_the_reading_above_notices_when_left_and_right_are_swapped(directions: Path) -> None:

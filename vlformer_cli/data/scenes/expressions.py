@@ -14,9 +14,11 @@ from vlformer_cli.data.scenes.shapes import coin
 from vlformer_cli.data.scenes.words import say
 
 LABELS = ("attribute", "location", "relation")
+DRILLS = {"directions": ("location",), "near": ("relation",)}
+"""Scenarios that teach one thing -> their labels."""
 MOST = 9
 """Expressions in one scene that mean something."""
-FEWEST = {"mix": 4, "directions": 4, "photos": 2}
+FEWEST = {"mix": 4, "directions": 4, "near": 3, "photos": 2}
 """By scenario: with fewer, a scene is drawn again."""
 MOST_WITHOUT = 6
 """Expressions in one scene that mean nothing."""
@@ -30,6 +32,9 @@ OVERLAPS = (
     {"plant", "flower", "tree", "vase"},
 )
 """Kinds that somebody might call each other, or that come together: of these none is said not to be there."""
+RELATIONS = ("left of", "right of", "above", "below", "next to", "next to", "closest to", "between")
+NEAR = ("next to", "closest to")
+"""Names of relations as often as they are tried."""
 NOTHING = "nothing"
 """Their label."""
 TRIES = 16
@@ -62,8 +67,8 @@ class Setting:
 
 def write_expressions(rng: Generator, scene: Scene, setting: Setting) -> list[Expression]:
     """Up to nine expressions of the scene, as evenly spread over the labels as it allows, and some about nothing."""
-    labels = ("location",) if setting.scenario == "directions" else LABELS
-    repeats = 4 if setting.scenario == "directions" else 2
+    labels = DRILLS.get(setting.scenario, LABELS)
+    repeats = 4 if setting.scenario in DRILLS else 2
     pools = {label: _pool(rng, scene, label, repeats, setting) for label in labels}
     wanted = int(rng.integers(6, MOST + 1))
     chosen: list[Expression] = []
@@ -138,7 +143,7 @@ def _propose(rng: Generator, scene: Scene, referent: int, label: str, setting: S
         meaning = (
             _location(rng, scene, referent, setting.scenario)
             if label == "location"
-            else _relation(rng, scene, referent)
+            else _relation(rng, scene, referent, NEAR if setting.scenario == "near" else RELATIONS)
         )
         if meaning is not None and setting.on_photo and meaning.looks.kind is None:
             continue
@@ -225,14 +230,14 @@ def _dressed(rng: Generator, thing: SceneObject) -> Looks:
     return Looks(thing.kind, **{name: said.get(name)})
 
 
-def _relation(rng: Generator, scene: Scene, referent: int) -> Meaning | None:
+def _relation(rng: Generator, scene: Scene, referent: int, names: tuple[str, ...]) -> Meaning | None:
     thing = scene.objects[referent]
     kind = Looks(thing.kind)
     looks = pick(rng, (kind, kind, kind, kind, Looks(), Looks(colour=thing.colour or None), _dressed(rng, thing)))
     if len(matching(looks, scene)) == 1 and coin(rng, 0.9):
         return None
     others = [i for i in range(len(scene.objects)) if i != referent]
-    name = pick(rng, ("left of", "right of", "above", "below", "next to", "next to", "closest to", "between"))
+    name = pick(rng, names)
     if coin(rng, 0.45):
         name, others = _overlapping(rng, scene, referent, others, name)
     if len(others) < (2 if name == "between" else 1):

@@ -32,11 +32,11 @@ from vlformer_cli.data.store import PreparedWriter, file_sha256
 from vlformer_cli.data.workers import run_chunks
 from vlformer_cli.types import Ref, VLFormerError
 
-FEWEST_OBJECTS = {"mix": 3, "directions": 2, "photos": 1}
+FEWEST_OBJECTS = {"mix": 3, "directions": 2, "near": 3, "photos": 1}
 """The scenarios, and the objects without which a plan of theirs is drawn again."""
 SPLITS = ("train", "val", "test")
 CHUNK = 32  # scenes handed to a worker at once
-IDS = {"mix": 16, "directions": 16, "photos": 64}
+IDS = {"mix": 16, "directions": 16, "near": 16, "photos": 64}
 """ref_id and sent_id of one image lie in [ordinal * IDS, ordinal * IDS + IDS); the last ref_id means nothing."""
 DRAWS = 60  # plans tried before a seed is called impossible
 SMALLEST = 64

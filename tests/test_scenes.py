@@ -88,7 +88,7 @@ def test_every_expression_is_true_of_its_referent_alone(scenario: str, request: 
 
 
 def test_near_asks_for_nearness_alone_and_among_several(near: Path) -> None:
-    """What is looked for is near, closest to, behind or in front of something, and most often not its kind's only one."""
+    """What is looked for is near, closest to, behind or in front of something; mostly it is not its kind's only one."""
     alike, count = 0, 0
     for scene, refs in rows(near):
         for ref in refs:

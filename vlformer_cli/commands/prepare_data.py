@@ -49,7 +49,10 @@ def prepare_data(
     seed: Annotated[int, typer.Option("--seed", min=0, help="scenes: the same seed gives the same bytes.")] = 0,
     size: Annotated[int, typer.Option("--size", min=64, max=1024, help="scenes: the longer side in pixels.")] = 192,
     scenario: Annotated[
-        str, typer.Option("--scenario", help="scenes: mix, directions (locations only), near (nearness only), photos (--from COCO).")
+        str,
+        typer.Option(
+            "--scenario", help="scenes: mix, directions (locations only), near (nearness only), photos (--from)."
+        ),
     ] = "mix",
     bent: Annotated[
         float, typer.Option("--bent", min=0, max=1, help="scenes: how far outlines depart from their kinds' own.")

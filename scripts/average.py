@@ -21,7 +21,7 @@ from vlformer_cli.engine.resume import differences
 from vlformer_cli.tree import to_tree
 from vlformer_cli.types import VLFormerError
 
-CALIBRATION = {"temperature", "score_shift", "min_score"}
+UNCALIBRATED = {"temperature": 1.0, "score_shift": 0.0, "min_score": 0.0}
 
 
 def average(first: Path, second: Path, share: float, output: Path) -> None:
@@ -32,9 +32,8 @@ def average(first: Path, second: Path, share: float, output: Path) -> None:
     if not 0 <= share <= 1:
         raise VLFormerError(f"--share is {share}: it is the second's part, from 0 to 1")
     one, other = load_weights(first), load_weights(second)
-    changed = differences(to_tree(one.config), to_tree(other.config))
-    changed = [difference for difference in changed if difference.split()[0] not in CALIBRATION]
-    if changed:
+    plain, others = (replace(loaded.config, **UNCALIBRATED) for loaded in (one, other))
+    if changed := differences(to_tree(plain), to_tree(others)):
         raise VLFormerError(f"{first} and {second} are different models: {'; '.join(changed)}")
     mine, theirs = one.model.state_dict(), other.model.state_dict()
     mixed = {
@@ -46,7 +45,6 @@ def average(first: Path, second: Path, share: float, output: Path) -> None:
         {"path": str(path), "sha256": file_sha256(path), "share": part, "manifest": loaded.manifest}
         for path, part, loaded in ((first, 1 - share, one), (second, share, other))
     ]
-    plain = replace(one.config, temperature=1.0, score_shift=0.0, min_score=0.0)
     # what it was trained on is what both were trained on
     data = [source for loaded in (one, other) for source in loaded.manifest.get("data", [])]
     start = one.manifest.get("initialisation") or {}

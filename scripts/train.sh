@@ -16,18 +16,19 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" ""  # "": not this script's own
 data="${VLFORMER_DATA:-data}"
 prepare() { [ -d "$data/$1" ] || .venv/bin/vlformer prepare-data scenes "${@:2}"; }
 prepare scenes-directions-seed0 --scenario directions --images 3000 --seed 0 --reworded 0.3
+prepare scenes-near-seed0 --scenario near --images 5000 --seed 0 --reworded 0.3
 prepare scenes-seed0 --images 12000 --seed 0
 prepare scenes-seed1000 --images 2000 --seed 1000
-sources='{path: scenes-seed0, weight: 0.25}, {path: scenes-directions-seed0, weight: 0.08}'
+sources='{path: scenes-seed0, weight: 0.22}, {path: scenes-directions-seed0, weight: 0.06}, {path: scenes-near-seed0, weight: 0.12}'
 varied=(--images 18000 --seed 4 --size 256 --bent 1 --no-target 0.12 --reworded 0.5)
 prepare scenes-seed4 "${varied[@]}" ${STICKERS:+--stickers "$STICKERS"}
-sources+=', {path: scenes-seed4, weight: 0.35}'
+sources+=', {path: scenes-seed4, weight: 0.3}'
 if [ -n "${COCO:-}" ]; then
   .venv/bin/python scripts/photographs.py "$COCO" "$data/photographs"
   photos=(--scenario photos --from "$data/photographs/training" --images 14000 --seed 1 --size 256 --bent 1)
   photos+=(--no-target 0.12 --reworded 0.5)
   prepare scenes-photos-seed1 "${photos[@]}" ${STICKERS:+--stickers "$STICKERS"}
-  sources+=', {path: scenes-photos-seed1, weight: 0.32}'
+  sources+=', {path: scenes-photos-seed1, weight: 0.3}'
 fi
 .venv/bin/vlformer train --config configs/tiny.yaml --set "data.train=[$sources]" --output runs/vlformer-tiny --resume "$@"
 .venv/bin/vlformer eval --weights runs/vlformer-tiny/model.safetensors --dataset scenes-seed1000 --split train --output runs/vlformer-tiny/eval

@@ -54,6 +54,11 @@ IN_BETWEEN = {"on", "in", "at", "to", "side", "corner", "from"}
 
 def read(text: str, scene: dict[str, Any], kinds: set[str]) -> list[int]:
     """The indices of all objects that the text is true of; AssertionError for a text that cannot be understood."""
+    return read_with_anchors(text, scene, kinds)[0]
+
+
+def read_with_anchors(text: str, scene: dict[str, Any], kinds: set[str]) -> tuple[list[int], list[int]]:
+    """The same, and the indices of what the text names beside them."""
     things = scene["objects"]
     size = (scene["width"], scene["height"])
     text = re.sub(OPENINGS, "", text.lower())
@@ -66,8 +71,9 @@ def read(text: str, scene: dict[str, Any], kinds: set[str]) -> list[int]:
             referents = _noun(_plain_words(text[: found.start()]), things, kinds)
             anchors = [_only(_noun(_plain_words(part), things, kinds)) for part in text[found.end() :].split(" and ")]
             assert len(anchors) == (2 if RELATIONS[phrase] == "between" else 1), text
-            return _related(RELATIONS[phrase], [i for i in referents if i not in anchors], anchors, things, size)
-    return _placed(_plain_words(text), things, size, kinds)
+            others = [i for i in referents if i not in anchors]
+            return _related(RELATIONS[phrase], others, anchors, things, size), anchors
+    return _placed(_plain_words(text), things, size, kinds), []
 
 
 def _only(found: list[int]) -> int:

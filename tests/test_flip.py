@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,9 @@ def group(expressions: list[str], ref: object = None) -> ImageGroup:
     masks = np.zeros((len(expressions), 4, 6), np.bool_)
     masks[:, 1, 0] = True
     samples = tuple(Sample(ref, e, i, "") for i, e in enumerate(expressions))  # type: ignore[arg-type]
-    return ImageGroup(image, masks, samples)
+    anchors = np.zeros_like(masks)
+    anchors[0, 3, 2] = True
+    return ImageGroup(image, masks, samples, anchors)
 
 
 def test_picture_masks_and_words_go_together_or_not_at_all() -> None:
@@ -61,7 +64,12 @@ def test_picture_masks_and_words_go_together_or_not_at_all() -> None:
     assert after is not None
     np.testing.assert_array_equal(after.image_HW3[:, ::-1], before.image_HW3)
     assert np.argwhere(after.mask_NHW).tolist() == [[0, 1, 5], [1, 1, 5]]
+    assert after.anchor_NHW is not None
+    assert np.argwhere(after.anchor_NHW).tolist() == [[0, 3, 3]]
     assert [sample.expression for sample in after.samples] == ["right cup", "red cup"]
+    no_anchors = mirror_group(replace(before, anchor_NHW=None))
+    assert no_anchors is not None
+    assert no_anchors.anchor_NHW is None
     assert mirror_group(group(["left cup", "leftover cup"])) is None
 
 

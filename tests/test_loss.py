@@ -23,7 +23,7 @@ from vlformer_cli.loss.build import build_criterion
 from vlformer_cli.loss.criterion import Counts, Criterion, Losses, choice_loss, valid_extent
 from vlformer_cli.loss.matcher import CostWeights, dice_loss, match, matching_cost
 from vlformer_cli.loss.points import StepPoints, read_points
-from vlformer_cli.types import Batch, Prediction, VLFormerOutput
+from vlformer_cli.types import Batch, Pointed, Prediction, VLFormerOutput
 
 WEIGHTS = CostWeights(class_=2.0, bce=5.0, dice=5.0)
 Array = NDArray[np.float64]
@@ -125,9 +125,12 @@ def test_the_canvas_around_a_picture_changes_no_loss() -> None:
         wide_logits = torch.randn(3, 2, height // 4, width // 4)
         wide_logits[..., :18, :23] = logits[..., :18, :23]
         batch = replace(make_batch(wide_masks), pixel_valid=wide_valid, slots=torch.tensor([4, 9, 2]))
+        batch = replace(batch, anchors=wide_masks.roll(1, 0), anchors_known=torch.tensor([True, False, True]))
         coarse = torch.randn(3, height // 8, width // 8)
         coarse[:, :9, :12] = pointed
-        output = VLFormerOutput(classes, wide_logits, (Prediction(classes, wide_logits),), coarse)
+        output = VLFormerOutput(
+            classes, wide_logits, (Prediction(classes, wide_logits),), Pointed(coarse, coarse.flip(0))
+        )
         losses = criterion(500)(output, batch)
         found.append(all_of(losses))
     assert_close(found[0], found[1], atol=2e-6, rtol=1e-6)
@@ -183,17 +186,24 @@ def test_losses_of_parts_add_up_to_those_of_the_whole() -> None:
     masks[2] = False
     whole = replace(make_batch(masks), draw=5)
     whole = replace(whole, image_index=torch.tensor([0, 1, 0, 3, 1]))  # a picture's expressions stay together
-    pointed = torch.randn(5, 8, 8)
+    anchors = masks.roll(2, 0)
+    anchors[3] = False
+    known = torch.tensor([True, True, False, True, True])
+    whole = replace(whole, anchors=anchors, anchors_known=known)
+    referents, marked = torch.randn(2, 5, 8, 8)
+    pointed = Pointed(referents, marked)
     output = VLFormerOutput(torch.randn(5, 3, 2), torch.randn(5, 3, 16, 16), (), pointed)
     expected = criterion()(output, whole)
-    found, of_pointer = torch.zeros(5), torch.zeros(5)
+    found, of_pointer = torch.zeros(6), torch.zeros(6)
     for rows in (torch.tensor([3]), torch.tensor([0, 2]), torch.tensor([1, 4])):
-        part = replace(whole, masks=masks[rows], slots=rows, image_index=whole.image_index[rows])
+        part = replace(whole, masks=masks[rows], slots=rows, image_index=whole.image_index[rows],
+                       anchors=anchors[rows], anchors_known=known[rows])  # fmt: skip
+        own_pointed = Pointed(referents[rows], marked[rows])
         own = replace(output, class_logits=output.class_logits[rows], mask_logits=output.mask_logits[rows],
-                      pointed_logits=pointed[rows])  # fmt: skip
+                      pointed=own_pointed)  # fmt: skip
         losses = criterion()(own, part, Counts.of(whole))
         found += all_of(losses)
-        of_pointer += all_of(criterion().of_pointer(pointed[rows], part, Counts.of(whole)))
+        of_pointer += all_of(criterion().of_pointer(own_pointed, part, Counts.of(whole)))
     assert isinstance(expected, Losses)
     assert_close(found, all_of(expected))
     assert_close(of_pointer, all_of(criterion().of_pointer(pointed, whole)))
@@ -230,7 +240,7 @@ def test_losses_of_the_pointer_by_hand() -> None:
     batch.pixel_valid[:, 24:] = False
     logits = torch.where(F.max_pool2d(masks.float(), 8) > 0, 2.0, -1.0)
     logits[:, 3] = 5.0  # on padding: must not matter
-    found = criterion().of_pointer(logits, batch)
+    found = criterion().of_pointer(Pointed(logits), batch)
     inside, outside = 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(1))
     assert float(found.bce) == pytest.approx((-math.log(inside) - math.log(1 - outside)) / 2, abs=1e-5)
     dice = 1 - (2 * 6 * inside + 1) / (6 * inside + 6 * outside + 6 + 1)
@@ -239,6 +249,31 @@ def test_losses_of_the_pointer_by_hand() -> None:
     weights = LossConfig()
     total = weights.bce_weight * found.bce + weights.dice_weight * found.dice
     assert float(found.total) == pytest.approx(float(total), abs=1e-5)
+
+
+def test_losses_of_the_anchors_by_hand() -> None:
+    """One picture of 32 x 32, four cells a side. Expression 0 names a cell beside its own, 1 names nothing else, of 2
+    nothing is known; the anchor and all referents compete for the words of 0."""
+    masks, anchors = torch.zeros(3, 32, 32, dtype=torch.bool), torch.zeros(3, 32, 32, dtype=torch.bool)
+    masks[0, :8, :8], masks[1, 8:16, :8], masks[2, 24:, 24:], anchors[0, 16:24, 16:24] = True, True, True, True
+    batch = replace(make_batch(masks), image_index=torch.zeros(3, dtype=torch.long))
+    batch = replace(batch, anchors=anchors, anchors_known=torch.tensor([True, True, False]))
+    torch.manual_seed(9)
+    pointed = Pointed(torch.randn(3, 4, 4), torch.randn(3, 4, 4))
+    assert pointed.anchors is not None
+    own, marked = pointed.referent.double().numpy(), pointed.anchors.double().numpy()
+    cells = [(0, 0), (1, 0), (3, 3), (2, 2)]  # the referents, and the anchor
+    truth = np.zeros((3, 4, 4))
+    truth[0, 2, 2] = 1
+    anchor_choice = math.log(sum(math.exp(marked[(0, *cell)]) for cell in cells)) - marked[0, 2, 2]
+    bce = reference_bce(marked.reshape(3, 16), truth.reshape(3, 16))
+    dice = reference_dice(marked[0].reshape(16), truth[0].reshape(16))
+    choice = [math.log(sum(math.exp(own[(n, *cell)]) for cell in cells)) - own[(n, *cells[n])] for n in range(3)]
+    found = criterion().of_pointer(pointed, batch)
+    assert float(found.anchors) == pytest.approx((5 * (bce[0] + bce[1]) + 5 * dice + 5 * anchor_choice) / 3, abs=1e-4)
+    assert float(found.choice) == pytest.approx(sum(choice) / 3, abs=1e-4)
+    total = 5 * found.bce + 5 * found.dice + 5 * found.choice + found.anchors
+    assert float(found.total) == pytest.approx(float(total), abs=1e-4)
 
 
 def test_uncertain_points_lie_where_logits_are_near_zero() -> None:
@@ -256,7 +291,7 @@ def test_uncertain_points_lie_where_logits_are_near_zero() -> None:
 
 
 def all_of(losses: Losses) -> Tensor:
-    return torch.stack([losses.total, losses.class_, losses.bce, losses.dice, losses.choice])
+    return torch.stack([losses.total, losses.class_, losses.bce, losses.dice, losses.choice, losses.anchors])
 
 
 def make_batch(masks: Tensor) -> Batch:

@@ -36,6 +36,7 @@ CONFIG = ModelConfig(
     encoder_ffn_dim=64,
     mix_levels=True,
     pointer=True,
+    anchors=True,
 )
 WORDS = [
     "red cup",
@@ -48,12 +49,12 @@ CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 
 
 def random_model(config: ModelConfig = CONFIG) -> VLFormer:
-    """In eval mode. Offsets and attention of the deformable layers start at zero: they are drawn too."""
+    """In eval mode. Offsets and attention of the deformable layers and nearness start at zero: they are drawn too."""
     torch.manual_seed(0)
     model = build_model(config, pretrained=False).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "attention.offsets" in name or "attention.weights" in name:
+            if re.search(r"attention\.offsets|attention\.weights|nearness\.out", name):
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     return model
 

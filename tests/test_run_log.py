@@ -292,7 +292,7 @@ def test_numbers_that_are_not_finite_are_null_in_the_log(small_run: Config, tmp_
     from vlformer_cli.engine.step import StepResult
 
     with Run(small_run, tmp_path / "run", ALONE, resume=False) as run:
-        run.log_step(StepResult(float("nan"), 1.0, float("inf"), 2.0, 0.0, 3.0), 1.0)
+        run.log_step(StepResult(3.0, float("nan"), 1.0, float("inf"), 2.0, 0.0, 0.0), 1.0)
     (row,) = rows_of(tmp_path / "run")
     assert (row["loss"], row["bce"], row["dice"]) == (None, None, 2.0)
     assert np.isfinite(row["gradient_norm"])

@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from scene_reading import read
+from scene_reading import read, read_with_anchors
 
 from vlformer_cli.data.rle import decode_rle
 from vlformer_cli.data.scenes.generate import Recipe, generate_scenes, split_of
@@ -85,6 +85,29 @@ def test_every_expression_is_true_of_its_referent_alone(scenario: str, request: 
                     wrong.append((scene["image_id"], text, found, referent_index(scene, ref)))
     assert count > 600
     assert not wrong, wrong[:10]
+
+
+@pytest.mark.parametrize("scenario", ["mix", "near"])
+def test_anchors_are_what_the_text_names_beside_the_referent(scenario: str, request: pytest.FixtureRequest) -> None:
+    """Seen from the masks: their box and area are those of the objects that a reader finds named."""
+    numbers: Counter[int] = Counter()
+    for scene, refs in rows(request.getfixturevalue(scenario)):
+        for ref in refs:
+            for text, rle in zip(ref.expressions, ref.anchors, strict=True):
+                named = [scene["objects"][i] for i in read_with_anchors(text, scene, set(KINDS))[1]]
+                numbers[len(named)] += 1
+                if not named:
+                    assert rle is None, text
+                    continue
+                mask = decode_rle(rle)
+                assert mask.sum() == sum(thing["area"] for thing in named), text
+                columns, lines = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+                boxes = np.array([thing["bbox"] for thing in named])
+                assert (columns[0], lines[0]) == tuple(boxes[:, :2].min(0)), text
+                assert (columns[-1] + 1, lines[-1] + 1) == tuple((boxes[:, :2] + boxes[:, 2:]).max(0)), text
+    assert numbers[1] > 200
+    assert numbers[2] > 15 or scenario == "near"
+    assert (numbers[0] > 400) == (scenario == "mix")
 
 
 def test_near_asks_for_nearness_alone_and_among_several(near: Path) -> None:

@@ -91,6 +91,10 @@ class ModelConfig:
     """Before the words come in, each level of the picture's features becomes the mean of all levels. Original: no."""
     pointer: bool = False
     """A head on the fused stride-8 features says of each cell whether the words mean it. Original: no."""
+    anchors: bool = False
+    """Another says whether the words name it beside the referent ("the bottle" of "cup nearest the bottle"), and each
+    cell gets to know how near that is. It is taught where a data set has `anchors`, as drawn scenes do. Original: no.
+    """
     short_side: Number = 480
     """Pictures are resized so that their shorter side has this many pixels. Original: 480."""
     max_side: Number = 1333
@@ -161,6 +165,8 @@ class LossConfig:
     dice_weight: Amount = 5.0
     pointer_weight: Amount = 1.0
     """Of the pointer's losses beside those of the blocks. Only with `model.pointer`."""
+    anchor_weight: Amount = 1.0
+    """Of the anchors' losses, which are of the same form. Only with `model.anchors`."""
     choice_weight: Amount = 5.0
     """Of the cross-entropy over the referents in one picture, each by the pointer's mean logit within its mask."""
     no_object: Amount = 0.1

@@ -69,19 +69,24 @@ class Ref:
     """One id per expression, unique within the data set."""
     kinds: tuple[str, ...] = ()
     """One label per expression (attribute, location, relation), or empty where the data set has none."""
+    anchors: tuple[RLE | None, ...] = ()
+    """Per expression the mask of what it names beside the referent ("the bottle" of "cup left of the bottle"), None
+    where it names nothing else; empty where the data set does not say."""
 
     def to_json(self) -> dict[str, Any]:
         """The line of `<split>.jsonl`, ready for `json.dumps`."""
         row = {name: getattr(self, name) for name in self.__slots__}
-        if not self.kinds:
-            del row["kinds"]
+        for name in ("kinds", "anchors"):
+            if not row[name]:
+                del row[name]
         return row
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Ref:
         """The inverse of `to_json`; raises KeyError or TypeError when a field is missing or unknown."""
         tuples = {k: tuple(row[k]) for k in ("ann_ids", "bbox", "expressions", "sent_ids")}
-        return cls(**{**row, **tuples, "kinds": tuple(row.get("kinds", ()))})
+        tuples |= {k: tuple(row.get(k, ())) for k in ("kinds", "anchors")}
+        return cls(**{**row, **tuples})
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,8 @@ class Sample:
     sent_id: int
     kind: str
     """Empty where the data set has no kinds."""
+    anchor: RLE | None = None
+    """What the expression names beside the referent; None also where `ref.anchors` is empty and it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +110,8 @@ class ImageGroup:
     mask_NHW: NDArray[np.bool_]
     """The referents' masks at the transformed size; all False where nothing is meant."""
     samples: tuple[Sample, ...]
+    anchor_NHW: NDArray[np.bool_] | None = None
+    """What the expressions name beside their referents; None where the data set does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +135,10 @@ class Batch:
     """Seed of the step's random points, the same in every process."""
     cut: int = 0
     """How many of the expressions were longer than the model's context and were cut."""
+    anchors: Tensor | None = None
+    """NHW bool: what the expressions name beside their referents; None where nothing is known of any."""
+    anchors_known: Tensor | None = None
+    """N bool: False where an expression's data set does not say."""
 
     def to(self, device: Any) -> Batch:
         """The same batch with its tensors on `device`; from pinned memory the copy does not wait."""
@@ -136,8 +149,9 @@ class Batch:
         return self._mapped(lambda tensor: tensor.pin_memory())
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        names = ("images", "pixel_valid", "tokens", "image_index", "masks", "slots")
-        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
+        names = ("images", "pixel_valid", "tokens", "image_index", "masks", "slots", "anchors", "anchors_known")
+        tensors = {name: getattr(self, name) for name in names}
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items() if tensor is not None}
         return dataclasses.replace(self, **changed)
 
 
@@ -152,6 +166,16 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
+class Pointed:
+    """Where the words point before encoder and queries: logits of stride-8 cells."""
+
+    referent: Tensor
+    """NYX."""
+    anchors: Tensor | None = None
+    """NYX: what they name beside the referent; None without `model.anchors`."""
+
+
+@dataclass(frozen=True, slots=True)
 class VLFormerOutput:
     """What the model returns, in training and in evaluation alike."""
 
@@ -161,5 +185,5 @@ class VLFormerOutput:
     """NQYX after the last block, on the stride-4 grid."""
     earlier: tuple[Prediction, ...] = ()
     """The predictions after the blocks before the last, for the loss; empty in eval mode."""
-    pointed_logits: Tensor | None = None
-    """NYX at stride 8: where the words point, before encoder and queries; None in eval mode and without a pointer."""
+    pointed: Pointed | None = None
+    """None in eval mode and without a pointer."""

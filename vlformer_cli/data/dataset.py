@@ -186,14 +186,16 @@ def load_group(
     original, path = (first.height, first.width), split.image_path(first)
     largest = augmentation.largest(*original)
     picture = cache.view(path, original, largest) if cache else shrunk_picture(path, original, largest)
-    refs = {sample.ref.ref_id: sample.ref for sample in samples}
-    meant = [ref for ref in refs.values() if ref.segmentation is not None]
-    views = [View.of_mask(ref.segmentation, largest) for ref in meant if ref.segmentation is not None]
+    meant, named = [sample.ref.segmentation for sample in samples], [sample.anchor for sample in samples]
+    different = {rle["counts"]: rle for rle in (*meant, *named) if rle is not None}
+    views = [View.of_mask(rle, largest) for rle in different.values()]
     image_HW3, masks = augmentation.apply(picture, views, original, rng)
-    of_ref = dict(zip((ref.ref_id for ref in meant), masks, strict=True))
+    moved = dict(zip(different, masks, strict=True))
     nothing = np.zeros(image_HW3.shape[:2], dtype=np.bool_)
-    masks_NHW = np.stack([of_ref.get(sample.ref.ref_id, nothing) for sample in samples])
-    return ImageGroup(image_HW3, masks_NHW, tuple(samples))
+    mask_NHW, anchor_NHW = (
+        np.stack([nothing if rle is None else moved[rle["counts"]] for rle in some]) for some in (meant, named)
+    )
+    return ImageGroup(image_HW3, mask_NHW, tuple(samples), anchor_NHW if first.anchors else None)
 
 
 def evaluation_group(split: PreparedSplit, samples: Sequence[Sample], short_side: int, max_side: int) -> ImageGroup:
@@ -224,10 +226,15 @@ def collate(
     images = np.zeros((len(groups), height, width, 3), dtype=np.uint8)
     valid = np.zeros((len(groups), height, width), dtype=np.bool_)
     masks = np.zeros((count, height, width), dtype=np.bool_)
+    known = np.zeros(count, dtype=np.bool_)
+    anchors = np.zeros_like(masks) if any(group.anchor_NHW is not None for group in groups) else None
     first = 0
     for number, (group, (h, w)) in enumerate(zip(groups, shapes, strict=True)):
         images[number, :h, :w], valid[number, :h, :w] = group.image_HW3, True
-        masks[first : first + len(group.samples), :h, :w] = group.mask_NHW
+        rows = slice(first, first + len(group.samples))
+        masks[rows, :h, :w] = group.mask_NHW
+        if anchors is not None and group.anchor_NHW is not None:
+            anchors[rows, :h, :w], known[rows] = group.anchor_NHW, True
         first += len(group.samples)
     samples = tuple(sample for group in groups for sample in group.samples)
     tokens, is_cut = tokenize([sample.expression for sample in samples], max_tokens)
@@ -245,6 +252,8 @@ def collate(
         samples=samples,
         draw=draw,
         cut=sum(is_cut),
+        anchors=None if anchors is None else torch.from_numpy(anchors),
+        anchors_known=None if anchors is None else torch.from_numpy(known),
     )
 
 

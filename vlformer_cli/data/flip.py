@@ -81,4 +81,5 @@ def mirror_group(group: ImageGroup) -> ImageGroup | None:
     if len(samples) < len(group.samples):
         return None
     image_HW3, mask_NHW = group.image_HW3[:, ::-1], group.mask_NHW[:, :, ::-1]
-    return ImageGroup(np.ascontiguousarray(image_HW3), np.ascontiguousarray(mask_NHW), samples)
+    anchor_NHW = None if group.anchor_NHW is None else np.ascontiguousarray(group.anchor_NHW[:, :, ::-1])
+    return ImageGroup(np.ascontiguousarray(image_HW3), np.ascontiguousarray(mask_NHW), samples, anchor_NHW)

@@ -200,5 +200,6 @@ def _digest(file: Any) -> str:
 
 
 def _samples(ref: Ref) -> Sequence[Sample]:
-    kinds = ref.kinds or ("",) * len(ref.expressions)
-    return [Sample(ref, *parts) for parts in zip(ref.expressions, ref.sent_ids, kinds, strict=True)]
+    count = len(ref.expressions)
+    kinds, anchors = ref.kinds or ("",) * count, ref.anchors or (None,) * count
+    return [Sample(ref, *parts) for parts in zip(ref.expressions, ref.sent_ids, kinds, anchors, strict=True)]

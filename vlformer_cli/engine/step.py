@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +26,14 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class StepResult:
     """What one step came to, over all processes."""
 
+    gradient_norm: float
+    """Before clipping."""
     total: float
     class_: float
     bce: float
     dice: float
     choice: float
-    gradient_norm: float
-    """Before clipping."""
+    anchors: float
 
     @property
     def is_finite(self) -> bool:
@@ -42,7 +43,14 @@ class StepResult:
     @property
     def losses(self) -> dict[str, float]:
         """By the names that logs use."""
-        return {"loss": self.total, "class": self.class_, "bce": self.bce, "dice": self.dice, "choice": self.choice}
+        return {
+            "loss": self.total,
+            "class": self.class_,
+            "bce": self.bce,
+            "dice": self.dice,
+            "choice": self.choice,
+            "anchors": self.anchors,
+        }
 
 
 class Objective(nn.Module):
@@ -56,13 +64,13 @@ class Objective(nn.Module):
         """The pointer and what comes before it are run, and nothing else."""
 
     def forward(self, batch: Batch, counts: Counts) -> Tensor:
-        """Five numbers, the fields of `Losses`: this batch's part of the step's losses."""
+        """Six numbers, the fields of `Losses`: this batch's part of the step's losses."""
         inputs = (batch.images, batch.pixel_valid, batch.tokens, batch.image_index)
         with torch.autocast(self.device_type, self.dtype, enabled=self.dtype != torch.float32):
             output = self.model.point(*inputs) if self.points_only else self.model(*inputs)
         judge = self.criterion.of_pointer if self.points_only else self.criterion
         losses: Losses = judge(output, batch, counts)
-        return torch.stack([losses.total, losses.class_, losses.bce, losses.dice, losses.choice])
+        return torch.stack([getattr(losses, part.name) for part in fields(Losses)])
 
 
 class Stepper:
@@ -127,7 +135,7 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * self.schedule.scale(step)
         self.optimizer.zero_grad(set_to_none=True)
-        parts = torch.zeros(5, device=self.device)
+        parts = torch.zeros(len(fields(Losses)), device=self.device)
         for number, batch in enumerate(batches, 1):
             with self._talking(number == len(batches)):
                 losses = self.objective(batch.to(self.device), counts)
@@ -136,8 +144,7 @@ class Stepper:
             parts += losses.detach()
         self.scaler.unscale_(self.optimizer)
         norm = float(nn.utils.clip_grad_norm_(self._trained(), self.config.clip or math.inf))
-        total, class_, bce, dice, choice = self.world.sum(parts.tolist())
-        result = StepResult(total, class_, bce, dice, choice, norm)
+        result = StepResult(norm, *self.world.sum(parts.tolist()))
         self._apply(result)
         return result
 

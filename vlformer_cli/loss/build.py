@@ -12,6 +12,7 @@ def build_criterion(config: LossConfig) -> Criterion:
     return Criterion(
         weights=CostWeights(class_=config.class_weight, bce=config.bce_weight, dice=config.dice_weight),
         pointer_weight=config.pointer_weight,
+        anchor_weight=config.anchor_weight,
         choice_weight=config.choice_weight,
         no_object=config.no_object,
         points=config.points,

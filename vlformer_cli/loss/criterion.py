@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vlformer_cli.loss.matcher import NO_OBJECT, REFERENT, CostWeights, dice_loss, match
 from vlformer_cli.loss.points import StepPoints, read_points
-from vlformer_cli.types import Batch, Prediction, VLFormerOutput
+from vlformer_cli.types import Batch, Pointed, Prediction, VLFormerOutput
 
 SAME = 1e-4  # squared distance of two referents' covers, as a part of their squares, below which they are one
 
@@ -30,6 +30,8 @@ class Losses:
     dice: Tensor
     choice: Tensor
     """Which of the picture's referents is meant, as the pointer sees it."""
+    anchors: Tensor
+    """Of the anchors: BCE, dice and choice together, with their weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class Criterion(nn.Module):
         *,
         weights: CostWeights,
         pointer_weight: float,
+        anchor_weight: float,
         choice_weight: float,
         no_object: float,
         points: int,
@@ -80,7 +83,7 @@ class Criterion(nn.Module):
         importance: float,
     ) -> None:
         super().__init__()
-        self.pointer_weight, self.choice_weight = pointer_weight, choice_weight
+        self.pointer_weight, self.anchor_weight, self.choice_weight = pointer_weight, anchor_weight, choice_weight
         self.weights, self.points, self.oversample, self.importance = weights, points, oversample, importance
         self.register_buffer("class_weights", torch.tensor([1.0, no_object]), persistent=False)
 
@@ -94,36 +97,49 @@ class Criterion(nn.Module):
         last = Prediction(output.class_logits, output.mask_logits)
         parts = [self._block(p, truth, counts) for p in (*output.earlier, last)]
         class_, bce, dice = (torch.stack(part).sum() for part in zip(*parts, strict=True))
-        if output.pointed_logits is None:
-            return self._weighted(class_, bce, dice, torch.zeros_like(bce))
-        pointed = self._pointer_losses(output.pointed_logits.float(), truth, counts)
-        return self._weighted(class_, bce + pointed[0], dice + pointed[1], pointed[2])
+        if output.pointed is None:
+            return self._weighted(class_, bce, dice, torch.zeros_like(bce), torch.zeros_like(bce))
+        pointed = self._pointer_losses(output.pointed, truth, counts)
+        return self._weighted(class_, bce + pointed[0], dice + pointed[1], *pointed[2:])
 
-    def of_pointer(self, logits_NYX: Tensor, batch: Batch, counts: Counts | None = None) -> Losses:
-        """The losses of the pointer alone."""
-        bce, dice, choice = self._pointer_losses(logits_NYX.float(), Truth.of(batch), counts or Counts.of(batch))
-        return self._weighted(torch.zeros_like(bce), bce, dice, choice)
+    def of_pointer(self, pointed: Pointed, batch: Batch, counts: Counts | None = None) -> Losses:
+        """The losses of the pointer and the anchors alone."""
+        bce, dice, choice, anchors = self._pointer_losses(pointed, Truth.of(batch), counts or Counts.of(batch))
+        return self._weighted(torch.zeros_like(bce), bce, dice, choice, anchors)
 
-    def _weighted(self, class_: Tensor, bce: Tensor, dice: Tensor, choice: Tensor) -> Losses:
-        weights = self.weights
-        total = weights.class_ * class_ + weights.bce * bce + weights.dice * dice + self.choice_weight * choice
-        return Losses(total, class_, bce, dice, choice)
-
-    def _pointer_losses(self, logits_NYX: Tensor, truth: Truth, counts: Counts) -> tuple[Tensor, Tensor, Tensor]:
-        """BCE, dice and choice, over all cells: they are few. A cell's truth is how much of it the referent covers."""
-        grid = (logits_NYX.shape[-2], logits_NYX.shape[-1])
-        cover_NP = F.adaptive_avg_pool2d(truth.masks_NHW[:, None], grid).flatten(1)
-        valid_NP = F.adaptive_max_pool2d(truth.valid_NHW[:, None].float(), grid).flatten(1)
-        logits_NP = logits_NYX.flatten(1)
-        bce_NP = F.binary_cross_entropy_with_logits(logits_NP, cover_NP, reduction="none")
-        each = (
-            (bce_NP * valid_NP).sum(1) / valid_NP.sum(1),
-            dice_loss(logits_NP.masked_fill(valid_NP == 0, -math.inf), cover_NP),
-            choice_loss(logits_NP, cover_NP, truth.image_index_N),
+    def _weighted(self, class_: Tensor, bce: Tensor, dice: Tensor, choice: Tensor, anchors: Tensor) -> Losses:
+        return Losses(
+            self.weights.class_ * class_ + self._joined(bce, dice, choice) + anchors, class_, bce, dice, choice, anchors
         )
+
+    def _joined(self, bce: Tensor, dice: Tensor, choice: Tensor) -> Tensor:
+        return self.weights.bce * bce + self.weights.dice * dice + self.choice_weight * choice
+
+    def _pointer_losses(self, pointed: Pointed, truth: Truth, counts: Counts) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """BCE, dice and choice of the pointer, and all that of the anchors as one, over all cells: they are few.
+
+        A cell's truth is how much of it the referent covers. Where anchors are known, they and the referents compete.
+        """
+        logits_NP = pointed.referent.float().flatten(1)
+        grid = (pointed.referent.shape[-2], pointed.referent.shape[-1])
+        cover_NP = _cover(truth.masks_NHW, grid)
+        valid_NP = F.adaptive_max_pool2d(truth.valid_NHW[:, None].float(), grid).flatten(1)
         share_N = self.pointer_weight * truth.meant_N / counts.meant.clamp(min=1)
-        bce, dice, choice = ((loss_N * share_N).sum() for loss_N in each)
-        return bce, dice, choice
+        bce, dice = ((loss_N * share_N).sum() for loss_N in _cell_losses(logits_NP, cover_NP, valid_NP))
+        if pointed.anchors is None or truth.anchors_NHW is None or truth.anchors_known_N is None:
+            choice = (choice_loss(logits_NP, cover_NP, truth.image_index_N) * share_N).sum()
+            return bce, dice, choice, torch.zeros_like(bce)
+        anchors_NP, anchor_cover_NP = pointed.anchors.float().flatten(1), _cover(truth.anchors_NHW, grid)
+        choice_N, anchor_choice_N = choice_loss(
+            torch.cat([logits_NP, anchors_NP]), torch.cat([cover_NP, anchor_cover_NP]), truth.image_index_N.repeat(2)
+        ).chunk(2)
+        anchor_bce_N, anchor_dice_N = _cell_losses(anchors_NP, anchor_cover_NP, valid_NP)
+        there_N = anchor_cover_NP.any(1)
+        joined_N = self._joined(
+            anchor_bce_N * truth.anchors_known_N, anchor_dice_N * there_N, anchor_choice_N * there_N
+        )
+        anchors = self.anchor_weight * joined_N.sum() / counts.meant.clamp(min=1)
+        return bce, dice, (choice_N * share_N).sum(), anchors
 
     def _block(self, prediction: Prediction, truth: Truth, counts: Counts) -> tuple[Tensor, Tensor, Tensor]:
         """Class, BCE and dice loss of one block's predictions."""
@@ -169,6 +185,8 @@ class Truth:
     valid_NHW: Tensor
     image_index_N: Tensor
     points: StepPoints
+    anchors_NHW: Tensor | None
+    anchors_known_N: Tensor | None
 
     @classmethod
     def of(cls, batch: Batch) -> Truth:
@@ -180,7 +198,21 @@ class Truth:
             valid_NHW=batch.pixel_valid[batch.image_index],
             image_index_N=batch.image_index,
             points=StepPoints(batch.draw, batch.slots),
+            anchors_NHW=None if batch.anchors is None else batch.anchors.float(),
+            anchors_known_N=batch.anchors_known,
         )
+
+
+def _cover(masks_NHW: Tensor, grid: tuple[int, int]) -> Tensor:
+    """NP: how much of each cell is the mask's."""
+    return F.adaptive_avg_pool2d(masks_NHW[:, None], grid).flatten(1)
+
+
+def _cell_losses(logits_NP: Tensor, cover_NP: Tensor, valid_NP: Tensor) -> tuple[Tensor, Tensor]:
+    """N each: BCE and dice over the cells of the picture."""
+    bce_NP = F.binary_cross_entropy_with_logits(logits_NP, cover_NP, reduction="none")
+    dice_N = dice_loss(logits_NP.masked_fill(valid_NP == 0, -math.inf), cover_NP)
+    return (bce_NP * valid_NP).sum(1) / valid_NP.sum(1), dice_N
 
 
 def choice_loss(logits_NP: Tensor, cover_NP: Tensor, image_index_N: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from vlformer_cli.model.attention import Attention, FeedForward
 from vlformer_cli.model.backbone import STRIDES, Backbone
 from vlformer_cli.model.decoder import Decoder, Heads
 from vlformer_cli.model.deform_attn import DeformableAttention
+from vlformer_cli.model.nearness import Nearness
 from vlformer_cli.model.pixel_decoder import (
     EarlyFusion,
     EncoderLayer,
@@ -186,6 +187,8 @@ def _trained_text(config: TextConfig) -> dict[str, torch.Tensor]:
 
 
 def _pixel_decoder(config: ModelConfig, channels: tuple[int, ...]) -> PixelDecoder:
+    if config.anchors and not config.pointer:
+        raise VLFormerError("model.anchors needs the pointer, beside which they are taught: set model.pointer too")
     dim, levels = config.dim, len(STRIDES) - 1
     encoder = [
         EncoderLayer(
@@ -207,6 +210,8 @@ def _pixel_decoder(config: ModelConfig, channels: tuple[int, ...]) -> PixelDecod
         encoder=encoder,
         to_mask=FinestLevel(channels=channels[0], dim=dim, mask_dim=config.mask_dim or dim),
         pointer=Pointer(dim=dim) if config.pointer else None,
+        anchors=Pointer(dim=dim) if config.anchors else None,
+        nearness=Nearness(dim=dim) if config.anchors else None,
         dim=dim,
         add_position=config.position_in_features,
         mix_levels=config.mix_levels,

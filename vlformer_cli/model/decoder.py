@@ -44,7 +44,7 @@ class Decoder(nn.Module):
                 following = (number + 1) % len(levels)
                 blocked_NQP = attention_block(mask_embed_NQM, coarse_masks[following], pixels.pads[following])
         *earlier, last = _predictions(asked if self.training else asked[-1:], pixels.masks)
-        return VLFormerOutput(last.class_logits, last.mask_logits, tuple(earlier), pixels.pointed_logits)
+        return VLFormerOutput(last.class_logits, last.mask_logits, tuple(earlier), pixels.pointed)
 
 
 def _predictions(asked: Sequence[tuple[Tensor, Tensor]], masks: MaskFeatures) -> list[Prediction]:

@@ -24,8 +24,10 @@ from vlformer_cli.model.attention import (
 )
 from vlformer_cli.model.backbone import STRIDES
 from vlformer_cli.model.deform_attn import DeformableAttention, LevelShapes, cell_places
+from vlformer_cli.model.nearness import Nearness
 from vlformer_cli.model.position import sine_position_2d
 from vlformer_cli.model.text_encoder import Words
+from vlformer_cli.types import Pointed
 
 GROUPS = 32  # of every group norm, as in Mask2Former's pixel decoder
 
@@ -95,8 +97,8 @@ class PixelFeatures:
     pads: tuple[Tensor, ...]
     """NYX bool each, True = padding."""
     masks: MaskFeatures
-    pointed_logits: Tensor | None
-    """NYX at stride 8: what the pointer says; in training only."""
+    pointed: Pointed | None
+    """In training only."""
 
     def to(self, dtype: torch.dtype) -> PixelFeatures:
         """With levels and mask features of this type."""
@@ -115,6 +117,8 @@ class PixelDecoder(nn.Module):
         encoder: Sequence[nn.Module],
         to_mask: FinestLevel,
         pointer: Pointer | None,
+        anchors: Pointer | None,
+        nearness: Nearness | None,
         dim: int,
         add_position: bool,
         mix_levels: bool,
@@ -122,11 +126,12 @@ class PixelDecoder(nn.Module):
         """`inputs`: for strides 8, 16, 32. `add_position`: the sine position is part of the features from the start.
 
         `mix_levels`: before the words come in, each level becomes the mean of all, so that what the words multiply
-        holds the fine levels' colours and the coarse levels' kinds at once.
+        holds the fine levels' colours and the coarse levels' kinds at once. `anchors` finds what the words name beside
+        the referent, and `nearness`, given with it, adds to each cell how near that is.
         """
         super().__init__()
         self.inputs, self.fusion, self.encoder = nn.ModuleList(inputs), fusion, nn.ModuleList(encoder)
-        self.to_mask, self.pointer = to_mask, pointer
+        self.to_mask, self.pointer, self.anchors, self.nearness = to_mask, pointer, anchors, nearness
         self.dim, self.add_position, self.mix_levels = dim, add_position, mix_levels
         self.level_embed = nn.Parameter(torch.randn(len(self.inputs), dim))
 
@@ -152,7 +157,9 @@ class PixelDecoder(nn.Module):
 
     def forward(self, seen: ImageFeatures, words: Words, image_index_N: Tensor) -> PixelFeatures:
         """The part that needs the words, for each expression."""
-        x_NSD = fused_NSD = self.fusion(seen.levels, seen.queries, words, image_index_N)
+        fused_NSD = self.fusion(seen.levels, seen.queries, words, image_index_N)
+        x_NSD, anchors_NYX = self._placed(fused_NSD, seen, seen.shapes, image_index_N)
+        pointed = self._pointed(x_NSD, anchors_NYX, seen.shapes) if self.training else None
         place_SL2 = cell_places(seen.shapes, STRIDES[1:], x_NSD.device)
         pad_NS = per_expression(~torch.cat([valid.flatten(1) for valid in seen.valids], 1), image_index_N)
         level_position_NSD = per_expression(seen.level_position, image_index_N)
@@ -165,27 +172,41 @@ class PixelDecoder(nn.Module):
             positions=tuple(per_expression(p, image_index_N) for p in reversed(seen.positions)),
             pads=tuple(~per_expression(v, image_index_N) for v in reversed(seen.valids)),
             masks=masks,
-            pointed_logits=self._pointed(fused_NSD, seen.shapes) if self.training else None,
+            pointed=pointed,
         )
 
-    def point(self, seen: ImageFeatures, words: Words, image_index_N: Tensor) -> Tensor:
-        """NYX at stride 8: what the pointer says, without running what comes after it."""
+    def point(self, seen: ImageFeatures, words: Words, image_index_N: Tensor) -> Pointed:
+        """What the pointer says, without running what comes after it."""
         cells = seen.levels[0].shape[1]
         fused_NPD = self.fusion.scaled(0, seen.levels[0], seen.queries[0][:, :cells], words, image_index_N)
-        logits_NYX = self._pointed(fused_NPD, seen.shapes)
-        assert logits_NYX is not None, "there is no pointer"
-        return logits_NYX
+        x_NPD, anchors_NYX = self._placed(fused_NPD, seen, seen.shapes[:1], image_index_N)
+        pointed = self._pointed(x_NPD, anchors_NYX, seen.shapes)
+        assert pointed is not None, "there is no pointer"
+        return pointed
 
-    def _pointed(self, fused_NSD: Tensor, shapes: LevelShapes) -> Tensor | None:
-        if self.pointer is None:
-            return None
-        height, width = shapes[0]
-        logits_NS: Tensor = self.pointer(fused_NSD[:, : height * width])
-        return logits_NS.unflatten(1, (height, width))
+    def _placed(
+        self, fused_NSD: Tensor, seen: ImageFeatures, shapes: LevelShapes, image_index_N: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Features of the cells of `shapes` with how near each is to the anchors, and the anchors' logits NYX."""
+        if self.anchors is None or self.nearness is None:
+            return fused_NSD, None
+        anchors_NYX = _on_finest(self.anchors, fused_NSD, shapes)
+        strides = STRIDES[1 : 1 + len(shapes)]
+        return fused_NSD + self.nearness(anchors_NYX, seen.valids[0], shapes, strides, image_index_N), anchors_NYX
+
+    def _pointed(self, x_NSD: Tensor, anchors_NYX: Tensor | None, shapes: LevelShapes) -> Pointed | None:
+        return None if self.pointer is None else Pointed(_on_finest(self.pointer, x_NSD, shapes), anchors_NYX)
+
+
+def _on_finest(head: nn.Module, x_NSD: Tensor, shapes: LevelShapes) -> Tensor:
+    """NYX: what a head says of the cells of the first level."""
+    height, width = shapes[0]
+    logits_NP: Tensor = head(x_NSD[:, : height * width])
+    return logits_NP.unflatten(1, (height, width))
 
 
 class Pointer(nn.Module):
-    """Says of each cell whether the words mean it: a norm, a hidden layer with a residual, a logit."""
+    """Says of each cell whether the words mean it, or name it: a norm, a hidden layer with a residual, a logit."""
 
     def __init__(self, *, dim: int) -> None:
         super().__init__()

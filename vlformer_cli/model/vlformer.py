@@ -16,7 +16,7 @@ from vlformer_cli.model.backbone import Backbone
 from vlformer_cli.model.decoder import Decoder
 from vlformer_cli.model.pixel_decoder import ImageFeatures, PixelDecoder
 from vlformer_cli.model.text_encoder import TextEncoder
-from vlformer_cli.types import VLFormerOutput
+from vlformer_cli.types import Pointed, VLFormerOutput
 
 
 class VLFormer(nn.Module):
@@ -49,8 +49,8 @@ class VLFormer(nn.Module):
         pixels = self.pixel_decoder(seen, words, image_index_N)
         return self.decoder(pixels, words)
 
-    def point(self, images_BCHW: Tensor, pixel_valid_BHW: Tensor, token_NT: Tensor, image_index_N: Tensor) -> Tensor:
-        """NYX logits at stride 8 of the pointer alone; takes what `forward` takes."""
+    def point(self, images_BCHW: Tensor, pixel_valid_BHW: Tensor, token_NT: Tensor, image_index_N: Tensor) -> Pointed:
+        """What the pointer says alone; takes what `forward` takes."""
         seen = self.look(images_BCHW, pixel_valid_BHW)
         return self.pixel_decoder.point(seen, self.text_encoder(token_NT), image_index_N)
 
@@ -59,6 +59,6 @@ class VLFormer(nn.Module):
         before = (
             "backbone.",
             "text_encoder.",
-            *(f"pixel_decoder.{part}." for part in ("inputs", "fusion.attentions.0", "pointer")),
+            *(f"pixel_decoder.{part}." for part in ("inputs", "fusion.attentions.0", "anchors", "nearness", "pointer")),
         )
         return [parameter for name, parameter in self.named_parameters() if not name.startswith(before)]

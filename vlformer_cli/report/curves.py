@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 SMOOTHING = 0.9  # of the exponential mean that is drawn over the raw loss
-COLOURS = ("#1478ff", "#ff7814", "#14a05a", "#a03cc8")
+COLOURS = ("#1478ff", "#ff7814", "#14a05a", "#a03cc8", "#8c8c14")
 
 
 def save_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
@@ -22,6 +22,8 @@ def save_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> No
     (losses, parts), (rate, metrics) = figure.subplots(2, 2)
     _draw(losses, train, {"loss": lambda row: row["loss"]}, "total loss", smooth=True)
     named = {name: _reader(name) for name in ("class", "bce", "dice", "choice")}
+    if any(row.get("anchors") for row in train):
+        named["anchors, weighted"] = _reader("anchors")
     _draw(parts, train, named, "its parts, before their weights", smooth=True)
     _draw(rate, train, {"lr": lambda row: row["lr"]}, "learning rate")
     _draw(metrics, val, _VALIDATION, f"validation, percent ({val[0]['val']['data'] if val else 'none'})")

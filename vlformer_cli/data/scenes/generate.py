@@ -20,6 +20,7 @@ from vlformer_cli.data.rle import encode_mask
 from vlformer_cli.data.scenes.backgrounds import Picture
 from vlformer_cli.data.scenes.collage import Collage, collage
 from vlformer_cli.data.scenes.expressions import FEWEST, Expression, Setting, write_expressions
+from vlformer_cli.data.scenes.meaning import Relation, anchors_of
 from vlformer_cli.data.scenes.objects import KINDS, Scene
 from vlformer_cli.data.scenes.paint import paint
 from vlformer_cli.data.scenes.photos import PhotoLibrary
@@ -30,7 +31,7 @@ from vlformer_cli.data.scenes.shapes import coin
 from vlformer_cli.data.scenes.stickers import Stickers, drawn, sticker_files
 from vlformer_cli.data.store import PreparedWriter, file_sha256
 from vlformer_cli.data.workers import run_chunks
-from vlformer_cli.types import Ref, VLFormerError
+from vlformer_cli.types import RLE, Ref, VLFormerError
 
 FEWEST_OBJECTS = {"mix": 3, "directions": 2, "near": 3, "photos": 1}
 """The scenarios, and the objects without which a plan of theirs is drawn again."""
@@ -188,9 +189,17 @@ def refs_of(drawn: Drawn, image: str, ids_per_image: int = IDS["mix"]) -> list[R
             expressions=tuple(e.text for _, e in pairs),
             sent_ids=tuple(ids + position for position, _ in pairs),
             kinds=tuple(e.label for _, e in pairs),
+            anchors=tuple(_anchor_mask(drawn, e.meaning.relation) for _, e in pairs),
         )
         refs.append(ref)
     return refs
+
+
+def _anchor_mask(drawn: Drawn, relation: Relation | None) -> RLE | None:
+    """Of all that the relation names beside the referent."""
+    if relation is None:
+        return None
+    return encode_mask(np.isin(drawn.labels_HW, anchors_of(relation, drawn.scene)))
 
 
 def _draw_chunk(task: Task) -> list[Saved]:

@@ -165,13 +165,16 @@ def _middle_holds(here: Unit, there: list[Unit]) -> bool:
     return spread[axis] > 1.3 * spread[1 - axis] and steps[0] < -MARGIN and steps[1] > MARGIN
 
 
+def anchors_of(relation: Relation, scene: Scene) -> list[int]:
+    """The objects that a relation names beside the referent; one whose looks do not name exactly one is left out."""
+    found = [(looks, matching(looks, scene, loose=True)) for looks in relation.anchors]
+    return [some[0] for looks, some in found if len(some) == 1 and looks.accepts(scene.objects[some[0]], loose=False)]
+
+
 def _relation_holds(relation: Relation, scene: Scene, group: list[int], referent: int) -> bool:
-    anchors = []
-    for looks in relation.anchors:
-        found = matching(looks, scene, loose=True)
-        if len(found) != 1 or found[0] == referent or not looks.accepts(scene.objects[found[0]], loose=False):
-            return False
-        anchors.append(found[0])
+    anchors = anchors_of(relation, scene)
+    if len(anchors) < len(relation.anchors) or referent in anchors:
+        return False
     others = [i for i in group if i != referent and i not in anchors]
     if len(set(anchors)) != len(anchors):
         return False

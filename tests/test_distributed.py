@@ -80,7 +80,7 @@ def test_two_processes_give_the_losses_of_one_whoever_starts_them(
 
 
 def test_two_processes_whose_words_come_first(job: Config, tmp_path: Path) -> None:
-    model = replace(job.model, pointer=True, mix_levels=True)
+    model = replace(job.model, pointer=True, anchors=True, mix_levels=True)
     assert job.data is not None
     data = replace(job.data, images_while_words_first=6)
     staged = replace(job, model=model, data=data, train=replace(job.train, words_first=8, words_first_lr_scale=0.5))

@@ -58,7 +58,9 @@ def test_half_precision_stays_near_float32(precision: str, tolerance: float, sma
 def test_words_first_then_all_with_loader_processes(small_run: Config, tmp_path: Path) -> None:
     data = small_run.data
     assert data is not None
-    pointed = replace(small_run, model=replace(small_run.model, mix_levels=True, pointer=True, fusion_per_level=False))
+    pointed = replace(
+        small_run, model=replace(small_run.model, mix_levels=True, pointer=True, anchors=True, fusion_per_level=False)
+    )
     loaded = replace(pointed, data=replace(data, workers=2, images_while_words_first=4))
     run = trained(loaded, tmp_path / "run", device="cuda", words_first=3, steps=8)
     rows = [row for row in rows_of(run) if "loss" in row]

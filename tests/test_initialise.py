@@ -26,6 +26,7 @@ from torch.testing import assert_close
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, ResNetConfig, SwinConfig
 
 from vlformer_cli.config import BackboneConfig, Config, ModelConfig, TextConfig
+from vlformer_cli.data.tokenize import tokenize
 from vlformer_cli.engine.checkpoint import EMBEDDED, load_weights, save_weights
 from vlformer_cli.engine.foreign_weights import read_tensors
 from vlformer_cli.engine.initialise import initial_model
@@ -556,6 +557,29 @@ def test_the_embedded_model_is_a_clean_start_however_its_parts_are_to_be_trained
         assert torch.equal(model.state_dict()[name], tensor), name
     with pytest.raises(VLFormerError, match="init embedded is another model: queries was 5, is 6"):
         initialised("embedded", replace(config, queries=6))
+
+
+def test_anchors_are_added_to_a_model_without_them_and_change_nothing(small_weights: Path) -> None:
+    loaded = load_weights(small_weights)
+    grown = replace(loaded.config, pointer=True, anchors=True)
+    with pytest.raises(VLFormerError, match=r"is another model: .*pointer was False, is True"):
+        initialised(small_weights, grown)
+    torch.manual_seed(0)
+    pointing = build_model(replace(loaded.config, pointer=True), pretrained=False)
+    path = small_weights.parent / "pointing.safetensors"
+    save_weights(path, pointing, replace(loaded.config, pointer=True), {})
+    model, table = initialised(path, grown)
+    new = rows(table, "new")
+    assert {name.rpartition(".")[0] for name in new} == {"pixel_decoder.anchors", "pixel_decoder.nearness"}
+    assert set(new.values()) == {"the file's model has no such part"}
+    images, valid = torch.rand(1, 3, 64, 96) * 255, torch.ones(1, 64, 96, dtype=torch.bool)
+    asked = (images, valid, tokenize(["red cup nearest the key"], 20)[0], torch.tensor([0]))
+    with torch.no_grad():
+        found, expected = model.eval()(*asked), load_weights(path).model.eval()(*asked)
+    assert_close(found.mask_logits, expected.mask_logits)
+    assert_close(found.class_logits, expected.class_logits)
+    with pytest.raises(VLFormerError, match=r"is another model: .*queries was"):
+        initialised(path, replace(grown, queries=loaded.config.queries + 1))
 
 
 def test_timms_weights_fill_the_backbone(downloads: list[str]) -> None:

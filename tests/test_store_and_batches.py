@@ -29,6 +29,7 @@ from vlformer_cli.data.dataset import (
     shuffled_ordinal,
 )
 from vlformer_cli.data.rle import encode_mask
+from vlformer_cli.data.scenes.generate import Recipe, generate_scenes
 from vlformer_cli.data.store import PreparedSplit, PreparedWriter
 from vlformer_cli.data.transforms import Augmentation, View, fitted_size
 from vlformer_cli.types import Batch, ImageGroup, Ref, Sample, VLFormerError
@@ -412,6 +413,41 @@ def test_collate_puts_everything_at_the_top_left_of_one_canvas() -> None:
         first += len(group.samples)
     assert batch.samples == groups[0].samples + groups[1].samples
     assert (batch.tokens[:, 0] == 49_406).all()
+
+
+def test_anchors_move_with_the_picture_and_are_known_where_the_data_set_says(toy: Path, tmp_path: Path) -> None:
+    """Where what is named beside a referent is another expression's referent, both masks are the same pixels."""
+    generate_scenes(tmp_path / "scenes", images=40, seed=2, recipe=Recipe(size=96, scenario="near"), workers=1)
+    moving = Augmentation(short_sides=(80, 96), max_side=96, rotate_degrees=8.0, colour_jitter=0.1, shift=0.1)
+    sources = [
+        WeightedSplit(PreparedSplit(d, s), 1.0, 0, None) for d, s in ((tmp_path / "scenes", "train"), (toy, "val"))
+    ]
+    batches = TrainingBatches(
+        sources=sources, augmentation=moving, images_per_step=2, expressions_per_image=20, max_tokens=40, steps=30,
+        seed=1, mirror=True,
+    )  # fmt: skip
+    same, known_pictures = 0, set()
+    for step in range(30):
+        (batch,) = batches[step]
+        known = [bool(sample.ref.anchors) for sample in batch.samples]
+        known_pictures.add(known[0] + known[-1])
+        if batch.anchors is None or batch.anchors_known is None:
+            assert not any(known)
+            continue
+        assert batch.anchors_known.tolist() == known
+        assert not batch.anchors[~batch.anchors_known].any()
+        of_rle = {
+            s.ref.segmentation["counts"]: m
+            for s, m in zip(batch.samples, batch.masks, strict=True)
+            if s.ref.segmentation
+        }
+        for sample, anchor in zip(batch.samples, batch.anchors, strict=True):
+            if sample.anchor and sample.anchor["counts"] in of_rle:
+                same += 1
+                assert torch.equal(anchor, of_rle[sample.anchor["counts"]])
+                assert anchor.any()
+    assert same > 50
+    assert known_pictures == {0, 1, 2}
 
 
 def test_collate_counts_the_expressions_that_it_cut() -> None:

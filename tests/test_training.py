@@ -52,7 +52,7 @@ def test_the_weights_for_use_are_the_moving_average(small_run: Config, tmp_path:
 
 def words_first(config: Config, steps: int) -> Config:
     """The same run with a first stage of so many steps."""
-    model = replace(config.model, pointer=True, mix_levels=True)
+    model = replace(config.model, pointer=True, anchors=True, mix_levels=True)
     return replace(config, model=model, train=replace(config.train, words_first=steps))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +67,19 @@ def test_a_signal_to_all_processes_stops_the_run_with_a_checkpoint(
     step = int(last.split("at step ")[1].split(",")[0])
     assert (tmp_path / f"run/checkpoints/step-{step:08d}.pt").exists()
     assert not any(Path(f"/proc/{pid}").exists() for pid in loaders)
+
+
+def test_a_signal_while_loaders_are_still_importing_stops_the_run_in_order(long_run: Config, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command(write_config(long_run, tmp_path / "config.yaml"), tmp_path / "run"),
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    while len(loaders_of(process.pid)) < 2 and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    code, said = finish(process, seconds=60)
+    assert code == 1
+    assert said.splitlines()[-1].startswith("vlformer: stopped by SIGTERM at step "), said
 
 
 def test_a_killed_loader_process_ends_the_run_with_a_remedy(long_run: Config, tmp_path: Path) -> None:

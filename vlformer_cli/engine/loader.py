@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from vlformer_cli.engine.stop import SIGNALS
 from vlformer_cli.types import Batch, VLFormerError, one_line
 
 _CAUGHT = "in DataLoader worker process"  # how torch marks an exception that it brings over from a worker
@@ -33,7 +34,8 @@ def load(
         # a fork would copy OpenCV's and OpenMP's thread pools without their threads, and hang on first use
         multiprocessing_context="spawn" if workers else None,
     )
-    batches = iter(loader)
+    with _held_back():
+        batches = iter(loader)
     try:
         yield from batches
     finally:
@@ -42,6 +44,19 @@ def load(
         if workers:
             with suppress(RuntimeError):  # that one of them went by itself meanwhile: it would hide why this one ends
                 batches._shutdown_workers()  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Signals that ask to stop wait, and processes begun meanwhile never get them: not before they ignore them either.
+
+    A worker needs seconds for its imports before `_begin`.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(_: int) -> None:
@@ -53,7 +68,7 @@ def _begin(_: int) -> None:
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -22,7 +22,7 @@ SAME = 1e-4  # squared distance of two referents' covers, as a part of their squ
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Scalars before their weights, except `total`: sums over blocks and, times its weight, the pointer's."""
+    """Scalars before their weights, except the first and the last: sums over blocks and, times its weight, the pointer's."""
 
     total: Tensor
     class_: Tensor
@@ -90,7 +90,7 @@ class Criterion(nn.Module):
     def forward(self, output: VLFormerOutput, batch: Batch, counts: Counts | None = None) -> Losses:
         """Sums over expressions, divided by `counts` (None: this batch's own, so that they are means).
 
-        Expressions that mean nothing add to the class loss alone.
+        Expressions that mean nothing add to the class loss alone, and to the anchors' BCE.
         """
         counts = counts or Counts.of(batch)
         truth = Truth.of(batch)

@@ -22,7 +22,7 @@ SAME = 1e-4  # squared distance of two referents' covers, as a part of their squ
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Scalars before their weights, except the first and the last: sums over blocks and, times its weight, the pointer's."""
+    """Scalars. All but the first and last are before their weights: sums over blocks and, times its own, of the pointer."""
 
     total: Tensor
     class_: Tensor

@@ -22,7 +22,7 @@ SAME = 1e-4  # squared distance of two referents' covers, as a part of their squ
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Scalars. All but the first and last are before their weights: sums over blocks and, times its own, of the pointer."""
+    """Scalars, before their weights but for the first and last: of all blocks, and the pointer's times its weight."""
 
     total: Tensor
     class_: Tensor

@@ -31,4 +31,10 @@ def on_canvas(batch: Batch, height: int, width: int) -> Batch:
     def pad(tensor: Tensor) -> Tensor:
         return functional.pad(tensor, (0, width - tensor.shape[-1], 0, height - tensor.shape[-2]))
 
-    return replace(batch, images=pad(batch.images), pixel_valid=pad(batch.pixel_valid), masks=pad(batch.masks))
+    return replace(
+        batch,
+        images=pad(batch.images),
+        pixel_valid=pad(batch.pixel_valid),
+        masks=pad(batch.masks),
+        anchors=None if batch.anchors is None else pad(batch.anchors),
+    )

@@ -420,7 +420,7 @@ def test_anchors_move_with_the_picture_and_are_known_where_the_data_set_says(toy
     generate_scenes(tmp_path / "scenes", images=40, seed=2, recipe=Recipe(size=96, scenario="near"), workers=1)
     moving = Augmentation(short_sides=(80, 96), max_side=96, rotate_degrees=8.0, colour_jitter=0.1, shift=0.1)
     sources = [
-        WeightedSplit(PreparedSplit(d, s), 1.0, 0, None) for d, s in ((tmp_path / "scenes", "train"), (toy, "val"))
+        WeightedSplit(PreparedSplit(d, s), 1.0, 0, None) for d, s in ((tmp_path / "scenes", "train"), (toy, "train"))
     ]
     batches = TrainingBatches(
         sources=sources, augmentation=moving, images_per_step=2, expressions_per_image=20, max_tokens=40, steps=30,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -34,6 +35,8 @@ def load(
         # a fork would copy OpenCV's and OpenMP's thread pools without their threads, and hang on first use
         multiprocessing_context="spawn" if workers else None,
     )
+    if workers:
+        resource_tracker.ensure_running()  # where it begins, it lets the signals through again that are held back below
     with _held_back():
         batches = iter(loader)
     try:

@@ -47,15 +47,20 @@ def loaders_of(trainer: int) -> list[int]:
     return found
 
 
+def start_group(config: Config, folder: Path) -> subprocess.Popen[str]:
+    """A run whose processes are one group, so that a signal can reach them all."""
+    return subprocess.Popen(
+        command(write_config(config, folder / "config.yaml"), folder / "run"),
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_all_processes_stops_the_run_with_a_checkpoint(
     long_run: Config, tmp_path: Path, number: signal.Signals
 ) -> None:
     """As a terminal's Ctrl-C and a scheduler's end do."""
-    process = subprocess.Popen(
-        command(write_config(long_run, tmp_path / "config.yaml"), tmp_path / "run"),
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+    process = start_group(long_run, tmp_path)
     wait_for(tmp_path / "run/metrics.jsonl", process)
     loaders = loaders_of(process.pid)
     assert len(loaders) == 2
@@ -70,10 +75,7 @@ def test_a_signal_to_all_processes_stops_the_run_with_a_checkpoint(
 
 
 def test_a_signal_while_loaders_are_still_importing_stops_the_run_in_order(long_run: Config, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        command(write_config(long_run, tmp_path / "config.yaml"), tmp_path / "run"),
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+    process = start_group(long_run, tmp_path)
     while len(loaders_of(process.pid)) < 2 and process.poll() is None:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGTERM)

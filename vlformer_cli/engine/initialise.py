@@ -30,8 +30,6 @@ FREE_FIELDS = {
     *("backbone.weights", "backbone.freeze_norm", "backbone.frozen", "text.weights", "text.frozen"),
 }
 """Fields of a model config that say how weights are come by, trained or used, and not what they compute."""
-ADDED_FIELDS = {"anchors"}
-"""Fields that add parts which change nothing until they are trained: weights of a model without them fit."""
 
 
 class _Offer(NamedTuple):
@@ -103,13 +101,14 @@ def _is_vlformers(path: Path) -> bool:
 
 def _vlformer(config: Config, path: Path) -> _Offer:
     loaded = load_weights(path)
-    changed = differences(to_tree(loaded.config), to_tree(config.model))
+    # anchors change nothing until they are trained: weights of a model without them fit
+    comparable = loaded.config if loaded.config.anchors else replace(loaded.config, anchors=config.model.anchors)
+    changed = differences(to_tree(comparable), to_tree(config.model))
     changed = [difference for difference in changed if difference.split()[0] not in FREE_FIELDS]
+    if changed:
+        raise VLFormerError(f"init {config.init} is another model: {'; '.join(changed)}")
     model, taken = build_model(config.model, pretrained=bool(config.init_except)), loaded.model.state_dict()
     lacking = dict.fromkeys(model.state_dict().keys() - taken.keys(), "the file's model has no such part")
-    is_grown = taken.keys() <= model.state_dict().keys()
-    if any(not is_grown or difference.split()[0] not in ADDED_FIELDS for difference in changed):
-        raise VLFormerError(f"init {config.init} is another model: {'; '.join(changed)}")
     return _Offer("vlformer", model, config.model, taken, lacking, leak=_leak_of(loaded), files=(path,))
 
 

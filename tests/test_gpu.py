@@ -68,6 +68,15 @@ def test_words_first_then_all_with_loader_processes(small_run: Config, tmp_path:
     assert [row["class"] > 0 for row in rows] == [False] * 3 + [True] * 5
 
 
+def test_replayed_steps_are_steps(small_run: Config, tmp_path: Path) -> None:
+    model = replace(small_run.model, mix_levels=True, pointer=True, anchors=True, fusion_per_level=False)
+    config = replace(small_run, model=model)
+    slow = {"lr": 1e-4, "warmup": 100, "device": "cuda", "words_first": 4, "steps": 12}
+    recorded, plain = (trained(config, tmp_path / f"{on}", cuda_graphs=on, **slow) for on in (True, False))
+    assert losses_of(recorded) == pytest.approx(losses_of(plain), rel=1e-4)
+    assert len(losses_of(plain)) == 12
+
+
 def test_a_resumed_run_goes_on_as_the_uninterrupted_one(
     small_run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

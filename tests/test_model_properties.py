@@ -21,7 +21,7 @@ from vlformer_cli.model.build import build_model
 from vlformer_cli.model.decoder import attention_block
 from vlformer_cli.model.pixel_decoder import MaskFeatures
 from vlformer_cli.model.vlformer import VLFormer
-from vlformer_cli.types import VLFormerOutput
+from vlformer_cli.types import VLFormerError, VLFormerOutput
 
 CONFIG = ModelConfig(
     name="small",
@@ -117,6 +117,32 @@ def test_training_draws_nothing_in_the_backbone(backbone: str) -> None:
     first, second = (net(images, torch.ones(2, 64, 64, dtype=torch.bool)) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_all_sizes_at_once_are_one_size_after_the_other() -> None:
+    """Exactly what each picture's own extent gives, and so its gradients; a net that pools over the picture cannot."""
+    ours, theirs = random_model().backbone, random_model().backbone
+    ours.run_at_once()
+    images = canvas([picture(0, 96, 64), picture(1, 70, 128), picture(2, 50, 40)], 96, 128)
+    found, expected = ours(*images), theirs(*images)
+    assert_close(found, expected, **CLOSE)
+    for maps in (found, expected):
+        sum((level.square().mean() for level in maps), torch.zeros(())).backward()
+    checked = 0
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        if other.grad is not None:
+            assert mine.grad is not None
+            assert_close(mine.grad, other.grad, **CLOSE)
+            checked += 1
+    assert checked > 100
+
+
+@pytest.mark.parametrize(
+    "backbone", [BackboneConfig(name="efficientnet_b0"), dataclasses.replace(CONFIG.backbone, freeze_norm=False)]
+)
+def test_what_sees_the_whole_canvas_cannot_run_at_once(backbone: BackboneConfig) -> None:
+    with pytest.raises(VLFormerError, match="cannot run at once"):
+        random_model(dataclasses.replace(CONFIG, backbone=backbone)).backbone.run_at_once()
 
 
 def test_a_picture_that_fills_its_canvas(model: VLFormer) -> None:

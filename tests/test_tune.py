@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from vlformer_cli.config import BackboneConfig, Config
 from vlformer_cli.data.tokenize import tokenize
 from vlformer_cli.engine.distributed import ALONE
+from vlformer_cli.engine.objective import DTYPES
 from vlformer_cli.engine.run import Run
-from vlformer_cli.engine.step import DTYPES, StepResult
+from vlformer_cli.engine.step import StepResult
 from vlformer_cli.engine.train import train
 from vlformer_cli.loss.criterion import Counts
 from vlformer_cli.model import text_encoder

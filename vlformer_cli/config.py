@@ -214,6 +214,9 @@ class TrainConfig:
     """Of convolutions and matrix products, by autocast. `fp16` scales the loss so that small gradients survive."""
     compile: bool = False
     """torch.compile on the encoder layers and the blocks; slow first steps (a minute and more), a C++ compiler."""
+    cuda_graphs: bool = False
+    """On one GPU a step is recorded and replayed: a small model's takes a fraction of the time. Needs a convolutional
+    backbone with frozen norms, and pictures of few sizes once padded: each size is recorded anew."""
     channels_last: bool = True
     """The backbone works in the channels-last memory format: faster in half precision, and no slower in float32."""
     checkpoint_activations: bool = False

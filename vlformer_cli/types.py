@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,6 +118,10 @@ class ImageGroup:
 class Batch:
     """B pictures padded to one canvas and the N expressions that ask about them."""
 
+    TENSORS: ClassVar[tuple[str, ...]] = (
+        *("images", "pixel_valid", "tokens", "image_index", "masks", "slots"),
+        *("anchors", "anchors_known", "asked", "places"),
+    )
     images: Tensor
     """BCHW uint8, RGB 0..255 as the backbone takes them; padding on the right and at the bottom is zero."""
     pixel_valid: Tensor
@@ -139,6 +143,10 @@ class Batch:
     """NHW bool: what the expressions name beside their referents; None where nothing is known of any."""
     anchors_known: Tensor | None = None
     """N bool: False where an expression's data set does not say."""
+    asked: Tensor | None = None
+    """N bool: False where a row is there for the batch's size alone, and counts for nothing; None: all are asked."""
+    places: Tensor | None = None
+    """K2: the step's random points, drawn beforehand; None: the loss draws them by `draw`."""
 
     def to(self, device: Any) -> Batch:
         """The same batch with its tensors on `device`; from pinned memory the copy does not wait."""
@@ -149,8 +157,7 @@ class Batch:
         return self._mapped(lambda tensor: tensor.pin_memory())
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        names = ("images", "pixel_valid", "tokens", "image_index", "masks", "slots", "anchors", "anchors_known")
-        tensors = {name: getattr(self, name) for name in names}
+        tensors = {name: getattr(self, name) for name in self.TENSORS}
         changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items() if tensor is not None}
         return dataclasses.replace(self, **changed)
 

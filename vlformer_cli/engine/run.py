@@ -80,6 +80,9 @@ class Run:
             f"pictures (processes {self.world.size} x forwards {settings.accumulate} x pictures {share}) with up to "
             f"{data.expressions_per_image} expressions{words_first}"
         )
+        if self.device.type == "cuda" and settings.cuda_graphs:
+            reason = self.stepper.why_not_graphed
+            say("steps are replayed as CUDA graphs" if reason is None else f"train.cuda_graphs has no effect: {reason}")
         if self.initialisation is not None:
             say(f"weights: {self.initialisation.summary}")
             if self.config.init is not None:

@@ -14,12 +14,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from vlformer_cli.config import TrainConfig
 from vlformer_cli.engine.distributed import World
+from vlformer_cli.engine.graphed import GraphedObjective, why_not
+from vlformer_cli.engine.objective import Objective
 from vlformer_cli.engine.optim import Schedule
 from vlformer_cli.loss.criterion import Counts, Criterion, Losses
 from vlformer_cli.model.vlformer import VLFormer
 from vlformer_cli.types import Batch, VLFormerError
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +53,6 @@ class StepResult:
         }
 
 
-class Objective(nn.Module):
-    """Model and criterion as one module with one tensor as result, which is what DDP can wrap."""
-
-    def __init__(self, *, model: VLFormer, criterion: Criterion, device_type: str, precision: str) -> None:
-        super().__init__()
-        self.model, self.criterion = model, criterion
-        self.device_type, self.dtype = device_type, DTYPES[precision]
-        self.points_only = False
-        """The pointer and what comes before it are run, and nothing else."""
-
-    def forward(self, batch: Batch, counts: Counts) -> Tensor:
-        """Six numbers, the fields of `Losses`: this batch's part of the step's losses."""
-        inputs = (batch.images, batch.pixel_valid, batch.tokens, batch.image_index)
-        with torch.autocast(self.device_type, self.dtype, enabled=self.dtype != torch.float32):
-            output = self.model.point(*inputs) if self.points_only else self.model(*inputs)
-        judge = self.criterion.of_pointer if self.points_only else self.criterion
-        losses: Losses = judge(output, batch, counts)
-        return torch.stack([getattr(losses, part.name) for part in fields(Losses)])
-
-
 class Stepper:
     """Changes the model by one step at a time. A step with a loss or gradient that is not finite changes nothing."""
 
@@ -91,6 +71,9 @@ class Stepper:
         self.world, self.device, self.schedule = world, device, Schedule(config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self._plain = Objective(model=model, criterion=criterion, device_type=device.type, precision=config.precision)
+        self.why_not_graphed = why_not(config, device, world.size, remembers_texts=model.text_encoder.remembers)
+        """Why steps are not recorded as CUDA graphs; None: they are."""
+        self._graphed = GraphedObjective(self._plain) if self.why_not_graphed is None else None
         if config.words_first and model.pixel_decoder.pointer is None:
             raise VLFormerError(
                 f"train.words_first is {config.words_first}, and there is no pointer: set model.pointer"
@@ -135,6 +118,15 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * self.schedule.scale(step)
         self.optimizer.zero_grad(set_to_none=True)
+        parts = self._graphed(batches[0], counts) if self._graphed else self._computed(batches, counts)
+        self.scaler.unscale_(self.optimizer)
+        norm = float(nn.utils.clip_grad_norm_(self._trained(), self.config.clip or math.inf))
+        result = StepResult(norm, *self.world.sum(parts.tolist()))
+        self._apply(result)
+        return result
+
+    def _computed(self, batches: Sequence[Batch], counts: Counts) -> Tensor:
+        """The losses of several batches together; their gradients are in the parameters then."""
         parts = torch.zeros(len(fields(Losses)), device=self.device)
         for number, batch in enumerate(batches, 1):
             with self._talking(number == len(batches)):
@@ -142,11 +134,7 @@ class Stepper:
                 # DDP takes the mean over processes; the losses are already divided by counts over all of them
                 self.scaler.scale(losses[0] * self.world.size).backward()
             parts += losses.detach()
-        self.scaler.unscale_(self.optimizer)
-        norm = float(nn.utils.clip_grad_norm_(self._trained(), self.config.clip or math.inf))
-        result = StepResult(norm, *self.world.sum(parts.tolist()))
-        self._apply(result)
-        return result
+        return parts
 
     def _talking(self, is_last: bool) -> AbstractContextManager[None]:
         """Gradients are exchanged in the last backward of a step alone."""

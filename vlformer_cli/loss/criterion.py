@@ -18,6 +18,8 @@ from vlformer_cli.loss.points import StepPoints, read_points
 from vlformer_cli.types import Batch, Pointed, Prediction, VLFormerOutput
 
 SAME = 1e-4  # squared distance of two referents' covers, as a part of their squares, below which they are one
+IGNORED = -100
+"""The label of a row that no expression is in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,11 @@ class Criterion(nn.Module):
         pointed = self._pointer_losses(output.pointed, truth, counts)
         return self._weighted(class_, bce + pointed[0], dice + pointed[1], *pointed[2:])
 
+    def point_counts(self, blocks: int) -> list[int]:
+        """How many points each call of the step's draws, in order, where so many blocks predict."""
+        certain = self.points - int(self.points * self.importance)
+        return [self.points, int(self.points * self.oversample), certain] * blocks
+
     def of_pointer(self, pointed: Pointed, batch: Batch, counts: Counts | None = None) -> Losses:
         """The losses of the pointer and the anchors alone."""
         bce, dice, choice, anchors = self._pointer_losses(pointed, Truth.of(batch), counts or Counts.of(batch))
@@ -149,16 +156,24 @@ class Criterion(nn.Module):
         with torch.no_grad():
             logits_NQK = read_points(logits_NQYX, place_NK2, truth.extent_N2)
             query_N = match(logits_NQK, truth_NK, class_logits_NQ2, self.weights)
-        class_loss = self._class_loss(class_logits_NQ2, query_N, truth.meant_N, counts)
+        class_loss = self._class_loss(class_logits_NQ2, query_N, truth, counts)
         expression_N = torch.arange(len(query_N), device=query_N.device)
         return class_loss, *self._mask_losses(logits_NQYX[expression_N, query_N], truth, counts)
 
-    def _class_loss(self, class_logits_NQ2: Tensor, query_N: Tensor, meant_N: Tensor, counts: Counts) -> Tensor:
+    def _class_loss(self, class_logits_NQ2: Tensor, query_N: Tensor, truth: Truth, counts: Counts) -> Tensor:
         """Cross-entropy with the weights of the two classes, divided by the sum of the weights of all labels."""
         label_NQ = torch.full(class_logits_NQ2.shape[:2], NO_OBJECT, device=query_N.device)
-        label_NQ[torch.arange(len(query_N), device=query_N.device), query_N] = torch.where(meant_N, REFERENT, NO_OBJECT)
+        label_NQ[torch.arange(len(query_N), device=query_N.device), query_N] = torch.where(
+            truth.meant_N, REFERENT, NO_OBJECT
+        )
+        if truth.asked_N is not None:
+            label_NQ = label_NQ.masked_fill(~truth.asked_N[:, None], IGNORED)
         total = F.cross_entropy(
-            class_logits_NQ2.flatten(0, 1), label_NQ.flatten(), weight=self.class_weights, reduction="sum"
+            class_logits_NQ2.flatten(0, 1),
+            label_NQ.flatten(),
+            weight=self.class_weights,
+            reduction="sum",
+            ignore_index=IGNORED,
         )
         referent, no_object = self.class_weights
         return total / (counts.meant * (referent - no_object) + counts.expressions * label_NQ.shape[1] * no_object)
@@ -185,6 +200,7 @@ class Truth:
     valid_NHW: Tensor
     image_index_N: Tensor
     points: StepPoints
+    asked_N: Tensor | None
     anchors_NHW: Tensor | None
     anchors_known_N: Tensor | None
 
@@ -197,7 +213,8 @@ class Truth:
             extent_N2=valid_extent(batch.pixel_valid)[batch.image_index],
             valid_NHW=batch.pixel_valid[batch.image_index],
             image_index_N=batch.image_index,
-            points=StepPoints(batch.draw, batch.slots),
+            points=StepPoints(batch.draw, batch.slots, batch.places),
+            asked_N=batch.asked,
             anchors_NHW=None if batch.anchors is None else batch.anchors.float(),
             anchors_known_N=batch.anchors_known,
         )

@@ -5,6 +5,8 @@ Places are (x, y) in 0..1 of the canvas. Letters: N expressions, Q queries, K po
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,15 +24,26 @@ class StepPoints:
     drawn on the CPU, and are thus the same on every device.
     """
 
-    def __init__(self, seed: int, slots_N: Tensor) -> None:
-        """`slots_N`: the number of each expression within the whole step."""
+    def __init__(self, seed: int, slots_N: Tensor, drawn_K2: Tensor | None = None) -> None:
+        """`slots_N`: the number of each expression within the whole step. `drawn_K2`: what `draw` gave for the seed."""
         self.generator = torch.Generator().manual_seed(seed)
-        step_2 = torch.tensor([1 / PLASTIC, 1 / PLASTIC**2], dtype=torch.float64)
-        self.shift_N2 = (slots_N[:, None] * step_2.to(slots_N.device)).frac().float()
+        steps = (1 / PLASTIC, 1 / PLASTIC**2)
+        self.shift_N2 = torch.stack([slots_N.double() * step for step in steps], 1).frac().float()
+        self.drawn_K2, self._taken = drawn_K2, 0
+
+    @staticmethod
+    def draw(seed: int, counts: Iterable[int]) -> Tensor:
+        """K2: what all calls of a step draw, one after the other, when it is known how many points they ask for."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.cat([torch.empty(0, 2), *(torch.rand(count, 2, generator=generator) for count in counts)])
 
     def random(self, extent_N2: Tensor, count: int) -> Tensor:
         """NK2, uniform over each picture's valid part, whose width and height are `extent_N2` (parts of the canvas)."""
-        shared_K2 = torch.rand(count, 2, generator=self.generator).to(extent_N2.device, non_blocking=True)
+        if self.drawn_K2 is None:
+            shared_K2 = torch.rand(count, 2, generator=self.generator).to(extent_N2.device, non_blocking=True)
+        else:
+            shared_K2 = self.drawn_K2[self._taken : self._taken + count]
+            self._taken += count
         return (shared_K2 + self.shift_N2[:, None]).frac() * extent_N2[:, None]
 
     @torch.no_grad()
@@ -54,7 +67,14 @@ def read_points(maps_NCYX: Tensor, place_NK2: Tensor, extent_N2: Tensor) -> Tens
 
     Cells beyond the extent are never read, so that the canvas's size changes nothing.
     """
-    size_2 = torch.tensor([maps_NCYX.shape[3], maps_NCYX.shape[2]], device=place_NK2.device)
-    last_N2 = ((extent_N2 * size_2 - ROUNDING).ceil() - 0.5) / size_2  # the centre of the last cell with a valid pixel
+    sizes = (maps_NCYX.shape[3], maps_NCYX.shape[2])
+    # the centre of the last cell with a valid pixel
+    last_N2 = torch.stack(
+        [
+            ((part_N * size - ROUNDING).ceil() - 0.5) / size
+            for part_N, size in zip(extent_N2.unbind(1), sizes, strict=True)
+        ],
+        1,
+    )
     grid_N1K2 = 2 * torch.minimum(place_NK2, last_N2[:, None])[:, None] - 1
     return F.grid_sample(maps_NCYX, grid_N1K2, mode="bilinear", padding_mode="border", align_corners=False)[:, :, 0]

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlformer_cli.model.attention import downsample_valid, is_whole
+from vlformer_cli.types import VLFormerError
 
 STRIDES = (4, 8, 16, 32)
+CELLWISE = (nn.Identity, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish)
+"""Modules of which each cell depends on itself alone."""
 
 
 class Backbone(nn.Module):
@@ -45,6 +48,7 @@ class Backbone(nn.Module):
         self.channels_at_end = channels_at_end
         self.whole_canvas = False
         """True: run the canvas as it is. For export, where every image fills its canvas."""
+        self._inside: dict[int, Tensor] | None = None
         self.register_buffer("pixel_mean", torch.tensor(mean)[:, None, None] * 255, persistent=False)
         self.register_buffer("pixel_std", torch.tensor(std)[:, None, None] * 255, persistent=False)
 
@@ -60,13 +64,48 @@ class Backbone(nn.Module):
     def forward(self, images_BCHW: Tensor, pixel_valid_BHW: Tensor) -> tuple[Tensor, ...]:
         """Four maps BCYX, strides 4 to 32, zero on padding. Pixels are 0..255, H and W multiples of 32."""
         pixels = (images_BCHW.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std * pixel_valid_BHW[:, None]
-        features = self._run(pixels) if self.whole_canvas else self._by_extent(pixels, pixel_valid_BHW)
+        if self._inside is not None:
+            features = self._at_once(pixels, pixel_valid_BHW)
+        else:
+            features = self._run(pixels) if self.whole_canvas else self._by_extent(pixels, pixel_valid_BHW)
         if is_whole(pixel_valid_BHW):
             return tuple(features)
         return tuple(
             feature * downsample_valid(pixel_valid_BHW, stride)[:, None]
             for feature, stride in zip(features, STRIDES, strict=True)
         )
+
+    def run_at_once(self) -> None:
+        """From now on images of all extents run together, with the same results: convolutions read zeros on what lies
+        outside an image's extent. For GPUs, where few large operations take less time than many small ones.
+
+        Raises VLFormerError where the net has parts for which that does not hold.
+        """
+        if self.channels_at_end:
+            raise VLFormerError("a backbone of windows cannot run pictures of several sizes at once")
+        for name, module in self.net.named_modules():
+            is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+            is_leaf = next(module.children(), None) is None
+            if isinstance(module, nn.Conv2d):
+                if module.kernel_size != (1, 1):
+                    module.register_forward_pre_hook(self._keep_inside)
+            elif not self.freeze_norm if is_norm else is_leaf and not isinstance(module, CELLWISE):
+                raise VLFormerError(
+                    f"{name} ({type(module).__name__}) of the backbone may see more than convolutions let it see, so "
+                    "that pictures of several sizes cannot run at once"
+                )
+        self._inside = {}
+
+    def _keep_inside(self, module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        assert self._inside is not None
+        (x_BCYX,) = args
+        return (x_BCYX * self._inside[x_BCYX.shape[-2]],)
+
+    def _at_once(self, pixels_BCHW: Tensor, pixel_valid_BHW: Tensor) -> list[Tensor]:
+        coarsest_B1YX = downsample_valid(pixel_valid_BHW, STRIDES[-1])[:, None]
+        inside = coarsest_B1YX.repeat_interleave(STRIDES[-1], 2).repeat_interleave(STRIDES[-1], 3)
+        self._inside = {inside.shape[-2] // stride: inside[..., ::stride, ::stride] for stride in (1, 2, *STRIDES)}
+        return self._run(pixels_BCHW)
 
     def _run(self, pixels_BCHW: Tensor) -> list[Tensor]:
         maps = self.net(pixels_BCHW)

@@ -100,8 +100,8 @@ def cell_places(shapes: LevelShapes, strides: tuple[int, ...], device: torch.dev
         y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) * stride
         x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) * stride
         centres.append(torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]), -1).flatten(0, 1))
-    per_stride_L = torch.tensor(strides, device=device, dtype=torch.float32)
-    return torch.cat(centres)[:, None] / per_stride_L[:, None] - 0.5
+    centre_S2 = torch.cat(centres)
+    return torch.stack([centre_S2 / stride - 0.5 for stride in strides], 1)
 
 
 def sample_by_bag(value_NSAd: Tensor, point: Points, weight_NSAk: Tensor, shapes: LevelShapes) -> Tensor:
@@ -235,13 +235,14 @@ def sample_by_grid(value_NSAd: Tensor, point: Points, weight_NSAk: Tensor, shape
     num, _, num_heads, head_dim = value_NSAd.shape
     levels = value_NSAd.split([h * w for h, w in shapes], dim=1)
     by_level = (len(shapes), -1)
-    point_NALSK2 = torch.stack(point, -1).unflatten(3, by_level).permute(0, 2, 3, 1, 4, 5)
-    weight_NALSK = weight_NSAk.unflatten(3, by_level).permute(0, 2, 3, 1, 4)
+    x_NALSK, y_NALSK, weight_NALSK = (
+        part_NSAk.unflatten(3, by_level).permute(0, 2, 3, 1, 4) for part_NSAk in (*point, weight_NSAk)
+    )
     total = torch.zeros((), dtype=value_NSAd.dtype, device=value_NSAd.device)
     for level, (height, width) in enumerate(shapes):
         image = levels[level].permute(0, 2, 3, 1).reshape(num * num_heads, head_dim, height, width)
-        size = torch.tensor([width, height], device=image.device, dtype=point_NALSK2.dtype)
-        grid = ((2 * point_NALSK2[:, :, level] + 1) / size - 1).flatten(0, 1).to(image.dtype)
+        x_NASK, y_NASK = (2 * x_NALSK[:, :, level] + 1) / width - 1, (2 * y_NALSK[:, :, level] + 1) / height - 1
+        grid = torch.stack([x_NASK, y_NASK], -1).flatten(0, 1).to(image.dtype)
         read = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         total = total + (read * weight_NALSK[:, :, level].flatten(0, 1)[:, None]).sum(-1)
     return total.view(num, num_heads * head_dim, -1).transpose(1, 2)

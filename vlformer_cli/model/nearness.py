@@ -28,9 +28,12 @@ class Nearness(nn.Module):
     are separable: two small products for each width, at any size of the picture. It begins by adding nothing.
     """
 
+    widths: Tensor
+
     def __init__(self, *, dim: int) -> None:
         super().__init__()
         self.out = nn.Linear(len(WIDTHS), dim)
+        self.register_buffer("widths", torch.tensor(WIDTHS), persistent=False)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
@@ -50,7 +53,7 @@ class Nearness(nn.Module):
             side_B = strides[0] * torch.maximum(valid_BYX.any(1).sum(1), valid_BYX.any(2).sum(1))
             near_NSK = torch.cat(
                 [
-                    _blurred(marked_NYX, shape, (stride, strides[0]), side_B, image_index_N)
+                    _blurred(marked_NYX, shape, (stride, strides[0]), side_B, image_index_N, self.widths)
                     for shape, stride in zip(shapes, strides, strict=True)
                 ],
                 1,
@@ -61,22 +64,27 @@ class Nearness(nn.Module):
 
 
 def _blurred(
-    marked_NYX: Tensor, shape: tuple[int, int], strides: tuple[int, int], side_B: Tensor, image_index_N: Tensor
+    marked_NYX: Tensor,
+    shape: tuple[int, int],
+    strides: tuple[int, int],
+    side_B: Tensor,
+    image_index_N: Tensor,
+    widths_K: Tensor,
 ) -> Tensor:
     """NPK: sums over the marked cells, weighted by Gaussians of their distance to each cell of a grid of that shape."""
     rows_NKyY, columns_NKxX = (
-        _gaussians(to, of, strides, side_B)[image_index_N] for to, of in zip(shape, marked_NYX.shape[1:], strict=True)
+        _gaussians(to, of, strides, side_B, widths_K)[image_index_N]
+        for to, of in zip(shape, marked_NYX.shape[1:], strict=True)
     )
     blurred_NKyx = rows_NKyY @ marked_NYX[:, None] @ columns_NKxX.mT
     return blurred_NKyx.flatten(2).mT
 
 
-def _gaussians(to: int, of: int, strides: tuple[int, int], side_B: Tensor) -> Tensor:
+def _gaussians(to: int, of: int, strides: tuple[int, int], side_B: Tensor, widths_K: Tensor) -> Tensor:
     """B K to of: by how far the middles of `to` cells of the one stride lie from those of `of` cells of the other."""
     there, here = (
         (torch.arange(count, dtype=torch.float32, device=side_B.device) + 0.5) * stride
         for count, stride in zip((to, of), strides, strict=True)
     )
     apart_Bto = (there[:, None] - here) / side_B[:, None, None]
-    width_K11 = torch.tensor(WIDTHS, device=side_B.device)[:, None, None]
-    return torch.exp(-0.5 * (apart_Bto[:, None] / width_K11).square())
+    return torch.exp(-0.5 * (apart_Bto[:, None] / widths_K[:, None, None]).square())

@@ -50,6 +50,11 @@ class TextEncoder(nn.Module):
         context = int(self.tower.context_length)  # type: ignore[arg-type]
         self._memory = Memory(expressions, context=context) if self.frozen and expressions else None
 
+    @property
+    def remembers(self) -> bool:
+        """Whether hidden states are kept."""
+        return self._memory is not None
+
     def train(self, mode: bool = True) -> TextEncoder:
         """As `nn.Module.train`, but a frozen tower stays in eval mode."""
         super().train(mode)

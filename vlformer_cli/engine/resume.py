@@ -17,6 +17,7 @@ MAY_CHANGE = (
     "data.cache",
     "data.workers",
     "train.accumulate",
+    "train.cuda_graphs",
     "train.device",
     "train.eval_every",
     "train.keep",

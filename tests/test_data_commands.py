@@ -62,6 +62,11 @@ BROKEN = {
     "empty expression": ({"expressions": ("red cup", " ")}, "expression 2 is empty"),
     "ids": ({"sent_ids": (2,)}, "2 expressions, but 1 sent_ids"),
     "kinds": ({"kinds": ("attribute",)}, "2 expressions, but 1 kinds"),
+    "anchors": ({"anchors": (None,)}, "2 expressions, but 1 anchors"),
+    "empty anchor": ({"anchors": (None, empty)}, "anchor 2: the mask is empty"),
+    "anchor size": (
+        {"anchors": (encode_mask(np.ones((40, 30), np.bool_)), None)}, "anchor 1: mask of height x width [40, 30]"
+    ),
     "empty mask": ({"segmentation": empty}, "the mask is empty"),
     "cut mask": ({"segmentation": {"size": [30, 40], "counts": "5"}}, "does not fill"),
     "mask size": ({"segmentation": encode_mask(np.ones((40, 30), np.bool_))}, "in a picture of [30, 40]"),

@@ -56,18 +56,35 @@ def _ref_problems(ref: Ref) -> Iterator[str]:
         yield "no expression"
     if len(ref.sent_ids) != len(ref.expressions):
         yield f"{len(ref.expressions)} expressions, but {len(ref.sent_ids)} sent_ids"
-    if ref.kinds and len(ref.kinds) != len(ref.expressions):
-        yield f"{len(ref.expressions)} expressions, but {len(ref.kinds)} kinds"
+    for name, labels in (("kinds", ref.kinds), ("anchors", ref.anchors)):
+        if labels and len(labels) != len(ref.expressions):
+            yield f"{len(ref.expressions)} expressions, but {len(labels)} {name}"
     for number, expression in enumerate(ref.expressions, 1):
         if not isinstance(expression, str) or not expression.strip():
             yield f"expression {number} is empty or no text: {expression!r}"
+    yield from _anchor_problems(ref)
     if ref.segmentation is not None:
         yield from _mask_problems(ref, ref.segmentation)
     elif ref.ann_ids:
         yield f"no mask, but annotations {list(ref.ann_ids)}"
 
 
+def _anchor_problems(ref: Ref) -> Iterator[str]:
+    for number, anchor in enumerate(ref.anchors, 1):
+        if anchor is not None:
+            yield from (f"anchor {number}: {what}" for what in _rle_problems(ref, anchor))
+
+
 def _mask_problems(ref: Ref, rle: Any) -> Iterator[str]:
+    problems = list(_rle_problems(ref, rle))
+    yield from problems
+    if not problems:
+        off = max(abs(ours - theirs) for ours, theirs in zip(rle_bbox(rle), ref.bbox, strict=True))
+        if off > BBOX_SLACK:
+            yield f"bbox {list(ref.bbox)} is {off:.1f} pixels off the mask's {list(rle_bbox(rle))}"
+
+
+def _rle_problems(ref: Ref, rle: Any) -> Iterator[str]:
     try:
         check_rle(rle)
     except VLFormerError as error:
@@ -77,10 +94,6 @@ def _mask_problems(ref: Ref, rle: Any) -> Iterator[str]:
         yield f"mask of height x width {rle['size']} in a picture of {[ref.height, ref.width]}"
     elif not rle_area(rle):
         yield "the mask is empty; null means that nothing is meant"
-    else:
-        off = max(abs(ours - theirs) for ours, theirs in zip(rle_bbox(rle), ref.bbox, strict=True))
-        if off > BBOX_SLACK:
-            yield f"bbox {list(ref.bbox)} is {off:.1f} pixels off the mask's {list(rle_bbox(rle))}"
 
 
 class _Seen:

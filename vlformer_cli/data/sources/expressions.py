@@ -4,8 +4,8 @@ image           file name of the picture, relative to the folder of pictures
 expression      the text
 annotation_id   the annotation that it means, an id of instances.json; or
 annotation_ids  several, whose union is meant (in CSV parted by spaces or semicolons); or
-mask            a PNG, relative to the expressions file, not 0 where the referent is; or none of these three:
-                the expression means nothing in the picture
+mask            a PNG without an alpha channel, relative to the expressions file, not 0 where the referent is; or none
+                of these three: the expression means nothing in the picture
 split           optional: train, val, test or any other name
 kind            optional: a label by which evaluations are broken down
 """

@@ -21,6 +21,8 @@ from vlformer_cli.types import Batch, VLFormerError
 
 ROWS, WORDS = 32, 8
 """Recordings are made for multiples of so many expressions and word tokens."""
+MOST = 64
+"""So many recordings are kept, the newest: each holds gradients of its own."""
 WARM_UP = 2
 """Runs before a recording, in which libraries choose algorithms and allocate what they keep."""
 
@@ -59,6 +61,8 @@ class GraphedObjective:
         rows, words = (-(-size // unit) * unit for size, unit in zip(batch.tokens.shape, (ROWS, WORDS), strict=True))
         key = (self.objective.points_only, batch.images.shape, rows, words, batch.anchors is None)
         if key not in self._recordings:
+            if len(self._recordings) == MOST:
+                del self._recordings[next(iter(self._recordings))]
             self._recordings[key] = self._record(batch, counts, rows, words)
         recording = self._recordings[key]
         _copy(batch, counts, recording)

@@ -84,17 +84,21 @@ class Backbone(nn.Module):
         if self.channels_at_end:
             raise VLFormerError("a backbone of windows cannot run pictures of several sizes at once")
         for name, module in self.net.named_modules():
-            is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-            is_leaf = next(module.children(), None) is None
             if isinstance(module, nn.Conv2d):
                 if module.kernel_size != (1, 1):
                     module.register_forward_pre_hook(self._keep_inside)
-            elif not self.freeze_norm if is_norm else is_leaf and not isinstance(module, CELLWISE):
+            elif not self._is_cellwise(module):
                 raise VLFormerError(
                     f"{name} ({type(module).__name__}) of the backbone may see more than convolutions let it see, so "
                     "that pictures of several sizes cannot run at once"
                 )
         self._inside = {}
+
+    def _is_cellwise(self, module: nn.Module) -> bool:
+        """Whether it is a part that mixes no cells, or only holds other parts."""
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            return self.freeze_norm
+        return isinstance(module, CELLWISE) or next(module.children(), None) is not None
 
     def _keep_inside(self, module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
         assert self._inside is not None

@@ -32,7 +32,6 @@ from vlformer_cli.model.deform_attn import sample_by_bag, sample_by_grid
 WARM_UP = 3
 STEPS = {"vlformer-tiny": ((4, 8), (8, 8), (16, 8)), "vlformer-r50": ((8, 5), (16, 5))}
 """Pictures of a step, and expressions about each."""
-CAN_BE_RECORDED = ("vlformer-tiny",)
 CONFIGS = {"vlformer-tiny": "configs/tiny.yaml", "vlformer-r50": "configs/vlformer-r50.yaml"}
 
 
@@ -104,11 +103,12 @@ def main() -> None:
     for name, steps in STEPS.items():
         if args.only not in (None, name):
             continue
+        records = load_config(Path(CONFIGS[name]), ()).train.cuda_graphs
         for precision in ("fp32", "bf16"):
             for count in (1, 8):
                 print(predict_row(name, precision, count, repeats), flush=True)
             for pictures, each in steps:
-                for recorded in (False, True)[: 1 + (name in CAN_BE_RECORDED)]:
+                for recorded in sorted({False, records}):
                     print(train_row(name, precision, pictures, each, repeats, recorded=recorded), flush=True)
 
 

@@ -65,7 +65,7 @@ class GraphedObjective:
                 del self._recordings[next(iter(self._recordings))]
             self._recordings[key] = self._record(batch, counts, rows, words)
         recording = self._recordings[key]
-        _copy(batch, counts, recording)
+        _copy(batch, counts, recording.batch, recording.counts)
         recording.graph.replay()
         for parameter, gradient in zip(self.parameters, recording.gradients, strict=True):
             parameter.grad = gradient
@@ -73,32 +73,28 @@ class GraphedObjective:
 
     def _record(self, batch: Batch, counts: Counts, rows: int, words: int) -> Recording:
         device = self.parameters[0].device
-        held = Recording(
-            torch.cuda.CUDAGraph(),
-            room_for(batch, rows, words, device),
-            Counts(*(torch.zeros_like(count, device=device) for count in (counts.expressions, counts.meant))),
-            torch.empty(0),
-            (),
-        )
-        _copy(batch, counts, held)
+        room = room_for(batch, rows, words, device)
+        totals = Counts(*(torch.zeros_like(count, device=device) for count in (counts.expressions, counts.meant)))
+        _copy(batch, counts, room, totals)
         aside = torch.cuda.Stream(device)
         aside.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(aside):
             for _ in range(WARM_UP):
-                self._run(held)
+                self._run(room, totals)
         torch.cuda.current_stream(device).wait_stream(aside)
         self._forget_gradients()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
         # of this thread alone: the one that pins batches in memory goes on meanwhile
-        with torch.cuda.graph(held.graph, pool=self._pool, capture_error_mode="thread_local"):
-            losses = self._run(held)
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            losses = self._run(room, totals)
         gradients = tuple(parameter.grad for parameter in self.parameters)
         self._forget_gradients()
-        return replace(held, losses=losses, gradients=gradients)
+        return Recording(graph, room, totals, losses, gradients)
 
-    def _run(self, held: Recording) -> Tensor:
+    def _run(self, batch: Batch, counts: Counts) -> Tensor:
         self._forget_gradients()
-        losses: Tensor = self.objective(held.batch, held.counts)
+        losses: Tensor = self.objective(batch, counts)
         losses[0].backward()
         return losses.detach()
 
@@ -162,7 +158,7 @@ def fill(room: Batch, batch: Batch) -> None:
         old[len(new) :].zero_()
 
 
-def _copy(batch: Batch, counts: Counts, held: Recording) -> None:
-    fill(held.batch, batch)
-    held.counts.expressions.copy_(counts.expressions, non_blocking=True)
-    held.counts.meant.copy_(counts.meant, non_blocking=True)
+def _copy(batch: Batch, counts: Counts, room: Batch, totals: Counts) -> None:
+    fill(room, batch)
+    totals.expressions.copy_(counts.expressions, non_blocking=True)
+    totals.meant.copy_(counts.meant, non_blocking=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlformer_cli.loss.matcher import NO_OBJECT, REFERENT, CostWeights, dice_loss, match
-from vlformer_cli.loss.points import StepPoints, read_points
+from vlformer_cli.loss.points import StepPoints, read_points, uncertain_draws
 from vlformer_cli.types import Batch, Pointed, Prediction, VLFormerOutput
 
 SAME = 1e-4  # squared distance of two referents' covers, as a part of their squares, below which they are one
@@ -106,8 +106,8 @@ class Criterion(nn.Module):
 
     def point_counts(self, blocks: int) -> list[int]:
         """How many points each call of the step's draws, in order, where so many blocks predict."""
-        certain = self.points - int(self.points * self.importance)
-        return [self.points, int(self.points * self.oversample), certain] * blocks
+        uncertain = uncertain_draws(self.points, oversample=self.oversample, importance=self.importance)
+        return [self.points, *uncertain] * blocks
 
     def of_pointer(self, pointed: Pointed, batch: Batch, counts: Counts | None = None) -> Losses:
         """The losses of the pointer and the anchors alone."""

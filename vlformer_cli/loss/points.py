@@ -54,12 +54,17 @@ class StepPoints:
 
         The uncertain ones are the best of `oversample * count` random candidates (PointRend, section 3.3).
         """
-        candidate_NK2 = self.random(extent_N2, int(count * oversample))
+        candidates, others = uncertain_draws(count, oversample=oversample, importance=importance)
+        candidate_NK2 = self.random(extent_N2, candidates)
         doubt_NK = -read_points(logits_NYX[:, None], candidate_NK2, extent_N2)[:, 0].abs()
-        kept = int(count * importance)
-        index_NK = doubt_NK.topk(kept, dim=1).indices
+        index_NK = doubt_NK.topk(count - others, dim=1).indices
         chosen_NK2 = candidate_NK2.gather(1, index_NK[..., None].expand(-1, -1, 2))
-        return torch.cat([chosen_NK2, self.random(extent_N2, count - kept)], 1)
+        return torch.cat([chosen_NK2, self.random(extent_N2, others)], 1)
+
+
+def uncertain_draws(count: int, *, oversample: float, importance: float) -> tuple[int, int]:
+    """How many candidates, and how many random points beside the chosen ones, `StepPoints.uncertain` draws."""
+    return int(count * oversample), count - int(count * importance)
 
 
 def read_points(maps_NCYX: Tensor, place_NK2: Tensor, extent_N2: Tensor) -> Tensor:

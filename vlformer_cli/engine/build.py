@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from vlformer_cli.config import Config
-from vlformer_cli.engine.device import keep_freed_memory
+from vlformer_cli.engine.device import keep_freed_memory, keep_many_primitives
 from vlformer_cli.engine.distributed import World
 from vlformer_cli.engine.initialise import initial_model
 from vlformer_cli.engine.optim import average_of, build_optimizer
@@ -25,6 +25,7 @@ def build_stepper(config: Config, world: World, *, anew: bool = True) -> tuple[S
     device = world.device(config.train.device)
     if device.type == "cpu":
         keep_freed_memory()
+        keep_many_primitives()
     torch.set_num_threads(world.threads(config.train.threads))
     seed_all(config.train.seed)
     model, initialisation = initial_model(config) if anew else (build_model(config.model, pretrained=False), None)

@@ -85,6 +85,19 @@ def test_turned_jpegs_are_upright_at_every_step(tmp_path: Path, orientation: int
     assert np.abs(image[:h, :w] - expected).mean() < 2.5
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+def test_other_turned_pictures_are_upright(tmp_path: Path, orientation: int, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(photograph(40, 60), tmp_path / f"a.{suffix}", exif=exif)
+    full = read_image(path)
+    assert full.shape == ((60, 40, 3) if orientation > 4 else (40, 60, 3))
+    image, step, original = read_at_least(path, (10, 10))
+    assert (step, original) == (1, full.shape[:2])
+    np.testing.assert_array_equal(image, full)
+
+
 def test_pictures_of_several_frames(tmp_path: Path) -> None:
     """Phones write such JPEGs; only the first is looked at."""
     frames = [Image.fromarray(photograph(400, 600)), Image.new("RGB", (400, 600))]

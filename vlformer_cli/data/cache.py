@@ -16,7 +16,7 @@ from vlformer_cli.data.images import read_at_least
 from vlformer_cli.data.transforms import View
 from vlformer_cli.types import VLFormerError
 
-VERSION = 1  # of what `shrunk_picture` makes of a file: to be raised with every change of it
+VERSION = 2  # of what `shrunk_picture` makes of a file: to be raised with every change of it
 
 
 def shrunk_picture(path: Path, original: tuple[int, int], size: tuple[int, int]) -> View:

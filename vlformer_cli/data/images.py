@@ -62,8 +62,6 @@ def read_at_least(path: Path | str, least: tuple[int, int]) -> tuple[NDArray[np.
         swaps = orientation in _SWAPS_SIDES
         step = _shrink_jpeg(image, least[::-1] if swaps else least, upright=orientation not in _TURNS)
         image.load()
-        if step == 1:  # TIFFs are turned while they load
-            width, height = image.size
         original = (width, height) if swaps else (height, width)
         return np.array(_turned(_to_rgb(image), orientation)), step, original
 
@@ -83,8 +81,6 @@ def _shrink_jpeg(image: Image.Image, least: tuple[int, int], *, upright: bool) -
 def image_size(path: Path | str) -> tuple[int, int]:
     """Height and width that `read_image` would return, mostly from the file's header alone; raises VLFormerError."""
     with _opened(Path(path)) as image:
-        if image.format == "TIFF":
-            image.load()  # Pillow turns TIFFs itself, but depending on its version only when their pixels are loaded
         width, height = image.size
         return (width, height) if _orientation(image) in _SWAPS_SIDES else (height, width)
 
@@ -103,7 +99,7 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The picture, opened but not decoded; whatever Pillow raises inside the block becomes a VLFormerError."""
+    """The picture, opened and but for TIFFs not decoded; what Pillow raises inside the block becomes a VLFormerError."""
     _check_file(path)
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]
@@ -113,6 +109,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             warnings.filterwarnings("ignore", module=r"PIL\.")
             with Image.open(path, formats=formats) as image:
                 _check_pixels(path, image)
+                if image.format == "TIFF":
+                    image.load()  # Pillow turns TIFFs itself, but depending on its version only when they are loaded
                 yield image
     except VLFormerError:
         raise

@@ -13,7 +13,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from pycocotools import mask as coco_mask
+
+from vlformer_cli.commands import errors
+from vlformer_cli.engine.predict import Predictor
 
 
 @pytest.fixture
@@ -225,6 +229,53 @@ def test_eval_leaves_out_a_picture_that_cannot_be_read(
     captured = capsys.readouterr()
     assert "mIoU" in captured.out
     assert pictures[0].name in captured.err
+
+
+def test_an_evaluation_that_ends_early_leaves_the_earlier_one_whole(
+    run: Any, small_weights: Path, small_scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("eval", "--data", small_scenes, "--weights", small_weights)
+    assert run(*words) == 0
+    before = {path.name: path.read_bytes() for path in Path("outputs/eval").iterdir()}
+    assert set(before) == {"metrics.json", "predictions.jsonl"}
+    calls = []
+
+    def interrupted(self: Predictor, *arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return ask(self, *arguments)
+
+    ask = Predictor.ask
+    monkeypatch.setattr(Predictor, "ask", interrupted)
+    assert run(*words) == 1
+    assert len(calls) == 2
+    assert {path.name: path.read_bytes() for path in Path("outputs/eval").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), MemoryError("array"),
+     RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")],
+)  # fmt: skip
+def test_no_memory_is_not_called_a_bug(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    def fails() -> None:
+        raise error
+
+    assert errors.run(fails) == 1
+    said = capsys.readouterr().err
+    assert "vlformer: memory ran out (" in said
+    assert "data.images_per_step" in said
+    assert "bug" not in said
+
+
+def test_a_package_that_is_half_removed_ends_nothing(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken-1.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert run("info", "--json") == 0
+    assert "torch" in json.loads(capsys.readouterr().out)["packages"]
 
 
 def test_info_names_what_a_bug_report_needs(run: Any, capsys: pytest.CaptureFixture[str]) -> None:

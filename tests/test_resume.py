@@ -20,7 +20,7 @@ import pytest
 import torch
 from small_jobs import command, during_step, finish, rows_of, start, wait_for, weights_of, write_config
 
-from vlformer_cli.config import Config
+from vlformer_cli.config import Config, DataSource
 from vlformer_cli.data.scenes.generate import Recipe, generate_scenes
 from vlformer_cli.data.store import file_sha256
 from vlformer_cli.engine.run import Run
@@ -28,7 +28,7 @@ from vlformer_cli.engine.run_folder import Checkpoints
 from vlformer_cli.engine.step import StepResult
 from vlformer_cli.engine.stop import ENDING, RESERVE, STARTED, StopRequest, began, minutes_left
 from vlformer_cli.engine.train import train
-from vlformer_cli.types import VLFormerError
+from vlformer_cli.types import SettledError, VLFormerError
 
 
 def checkpoints(folder: Path) -> list[str]:
@@ -269,9 +269,53 @@ def test_data_that_changed_is_named(small_run: Config, tmp_path: Path) -> None:
         train(config, tmp_path / "run", resume=True)
 
 
-def test_resume_in_a_new_folder_starts_a_run(small_run: Config, tmp_path: Path) -> None:
+def test_resume_in_a_new_folder_starts_a_run(small_run: Config, tmp_path: Path, capsys: Any) -> None:
     short = replace(small_run, train=replace(small_run.train, steps=1))
     assert train(short, tmp_path / "new", resume=True).weights.is_file()
+    assert f"resume: no checkpoint in {tmp_path / 'new'}, so a new run begins" in capsys.readouterr().err
+
+
+def test_weights_without_a_checkpoint_are_not_trained_over(small_run: Config, tmp_path: Path) -> None:
+    """Whoever deletes the checkpoints of a finished run keeps its weights and its log, whatever is typed."""
+    train(small_run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    before = {path: file_sha256(path) for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(SettledError, match=r"holds the weights of a run but no checkpoint"):
+        train(small_run, tmp_path / "run", resume=True)
+    assert {path: file_sha256(path) for path in before} == before
+
+
+def test_a_whole_checkpoint_that_cannot_be_loaded_is_not_called_damaged(
+    small_run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(small_run, tmp_path / "run")
+    before = checkpoints(tmp_path / "run")
+
+    def no_memory(*_: Any, **__: Any) -> None:
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr("vlformer_cli.engine.run_folder.torch.load", no_memory)
+    with pytest.raises(VLFormerError, match=r"step-00000006\.pt is whole, .* cannot be loaded: can't allocate memory"):
+        train(small_run, tmp_path / "run", resume=True)
+    assert checkpoints(tmp_path / "run") == before
+
+
+def test_a_validation_split_without_samples_is_refused_at_once(small_run: Config, tmp_path: Path) -> None:
+    generate_scenes(tmp_path / "scenes-few", images=5, seed=1, recipe=Recipe(size=96), workers=1)
+    assert small_run.data is not None
+    data = replace(small_run.data, val=DataSource(str(tmp_path / "scenes-few"), split="val"))
+    with pytest.raises(SettledError, match=r"scenes-few: split val is empty"):
+        train(replace(small_run, data=data), tmp_path / "run")
+
+
+def test_an_evaluation_that_fails_does_not_end_a_run(small_run: Config, tmp_path: Path, capsys: Any) -> None:
+    generate_scenes(tmp_path / "scenes", images=40, seed=7, recipe=Recipe(size=96), workers=1)
+    shutil.rmtree(tmp_path / "scenes/images/val")
+    assert small_run.data is not None
+    data = replace(small_run.data, val=DataSource(str(tmp_path / "scenes"), split="val"))
+    done = train(replace(small_run, data=data), tmp_path / "run")
+    assert (done.step, done.best, done.weights.is_file()) == (6, None, True)
+    assert capsys.readouterr().err.count("evaluation: left out, ") == 2  # every three steps
 
 
 def test_a_resumed_run_needs_nothing_that_it_was_initialised_from(

@@ -16,6 +16,12 @@ HEADLESS = "pip uninstall opencv-python, then pip install opencv-python-headless
 LIBRARY_PACKAGES = {"libGL": "libgl1", "libgthread": "libglib2.0-0", "libglib": "libglib2.0-0", "libxcb": "libxcb1"}
 """Libraries that opencv-python needs and bare servers lack -> the Debian package that holds each."""
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "failed to allocate memory")
+LESS_MEMORY = (
+    "in training, set data.images_per_step lower, train.accumulate higher or train.checkpoint_activations=true; "
+    "else --device cpu, or smaller weights"
+)
+
 
 def show_tracebacks(wanted: bool) -> None:
     """`--debug`: an error's traceback is printed too, in this process and those that it starts."""
@@ -74,4 +80,6 @@ def _message(error: Exception) -> str:
         return f"a package is missing or broken ({text}): pip install vlformer again"
     if isinstance(error, OSError):
         return text
+    if isinstance(error, MemoryError) or any(sign in text.lower() for sign in OUT_OF_MEMORY):
+        return f"memory ran out ({text}): {LESS_MEMORY}"
     return f"{type(error).__name__}: {text} (this is a bug; run it again with `vlformer --debug ...` for the traceback)"

@@ -59,6 +59,7 @@ def evaluate(
     loaded = load_engine(weights, device, threads, precision)
     folder = output or Path("outputs") / "eval"
     predictor = Predictor(loaded.engine, loaded.config, min_score=min_score)
+    where = environment()  # what can go wrong with it goes wrong now
     found = run(predictor, prepared, limit=limit, predictions=folder / "predictions.jsonl")
     document = {
         **found.to_json(),
@@ -66,7 +67,7 @@ def evaluate(
         "temperature": loaded.config.temperature,
         "score_shift": loaded.config.score_shift,
         "weights": describe_weights(loaded),
-        "environment": environment(),
+        "environment": where,
     }
     write_atomically(folder / "metrics.json", lambda path: path.write_text(json.dumps(document, indent=1)))
     if as_json:

@@ -99,7 +99,7 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The picture, opened and but for TIFFs not decoded; what Pillow raises inside the block becomes a VLFormerError."""
+    """The picture, opened, and not decoded but for TIFFs; whatever Pillow raises inside becomes a VLFormerError."""
     _check_file(path)
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]

@@ -9,9 +9,10 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -187,8 +188,18 @@ def _summarise(
     )
 
 
-def _lines(path: Path | None) -> Any:
+@contextmanager
+def _lines(path: Path | None) -> Iterator[TextIO]:
+    """What is written inside becomes the file, whole or not at all."""
     if path is None:
-        return open(os.devnull, "w")  # noqa: PTH123
+        with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+            yield nowhere
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("w", encoding="utf-8")
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

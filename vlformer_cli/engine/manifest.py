@@ -87,7 +87,10 @@ def environment() -> dict[str, Any]:
 
 def package_versions() -> dict[str, str]:
     """Installed versions of what numbers depend on."""
-    installed = {dist.metadata["Name"].lower(): dist.version for dist in importlib.metadata.distributions()}
+    found = importlib.metadata.distributions()
+    installed = {
+        str(d.metadata["Name"]).lower(): d.version for d in found if d.metadata["Name"]
+    }  # or it is half removed
     names = (*PACKAGES, "opencv-python-headless", "onnx", "onnxruntime", "openvino")
     return {name: installed[name.lower()] for name in names if name.lower() in installed}
 

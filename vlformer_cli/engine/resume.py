@@ -8,7 +8,7 @@ from typing import Any
 from vlformer_cli.config import Config
 from vlformer_cli.engine.checkpoint import remove_partials
 from vlformer_cli.engine.distributed import World
-from vlformer_cli.engine.run_folder import Checkpoints
+from vlformer_cli.engine.run_folder import WEIGHTS, Checkpoints
 from vlformer_cli.report.say import say
 from vlformer_cli.tree import from_tree, to_tree
 from vlformer_cli.types import SettledError, VLFormerError
@@ -36,33 +36,46 @@ def state_to_start_from(
 ) -> dict[str, Any] | None:
     """The newest whole state of the run in `output`; None where a new run begins.
 
-    Raises SettledError if there is a run and `resume` is False, if all checkpoints are damaged, or if the config
-    changed since; VLFormerError if the processes do not see the same one, as disks may be late.
+    Raises SettledError if there is a run and `resume` is False, if there are weights of one but no checkpoint, if all
+    checkpoints are damaged, or if the config changed since; VLFormerError if the processes do not see the same one, as
+    disks may be late.
     """
     step, state = newest_state(checkpoints) if resume else (None, None)
     # all look before any writes, so that a second process does not take the first one's folder for an old run
-    is_there = bool(checkpoints.steps()) or (output / "metrics.jsonl").exists()
-    views = world.gather((step, is_there and not resume))
-    if any(refused for _, refused in views):
+    is_there, weights = bool(checkpoints.steps()) or (output / "metrics.jsonl").exists(), output / WEIGHTS
+    views = world.gather((step, is_there and not resume, step is None and weights.exists(), world.restarts))
+    steps, exists, has_weights_alone, restarts = zip(*views, strict=True)
+    if any(exists):
         raise SettledError(f"{output} holds a run already: add --resume, or give another --output")
-    if len({step for step, _ in views}) > 1:
-        raise VLFormerError(
-            f"the processes see checkpoints of steps {[s for s, _ in views]}: share the folder {output}"
+    if any(has_weights_alone) and not any(restarts):  # what a restart finds, this job has made
+        raise SettledError(
+            f"{output} holds the weights of a run but no checkpoint to go on from: give another --output; "
+            f"--init {weights} begins with these weights"
         )
+    if len(set(steps)) > 1:
+        raise VLFormerError(f"the processes see checkpoints of steps {list(steps)}: share the folder {output}")
     if state is not None:
         refuse_changes(state["config"], config, output)
     if world.is_first:
-        _make_ready(checkpoints, output, step, state, world)
+        _make_ready(checkpoints, output, step, state, world, resume=resume)
     return state
 
 
 def _make_ready(
-    checkpoints: Checkpoints, output: Path, step: int | None, state: dict[str, Any] | None, world: World
+    checkpoints: Checkpoints,
+    output: Path,
+    step: int | None,
+    state: dict[str, Any] | None,
+    world: World,
+    *,
+    resume: bool,
 ) -> None:
     """Puts damaged checkpoints aside, removes what a killed process left half written, and says where it goes on."""
     for folder in (output, checkpoints.folder):
         remove_partials(folder)
     if step is None or state is None:
+        if resume:
+            say(f"resume: no checkpoint in {output}, so a new run begins")
         return
     for newer in checkpoints.steps():
         if newer > step:

@@ -23,7 +23,7 @@ from vlformer_cli.engine.manifest import resumed_manifest, run_manifest, write_j
 from vlformer_cli.engine.predict import Predictor
 from vlformer_cli.engine.resume import state_to_start_from
 from vlformer_cli.engine.rng import restore_rng, rng_state
-from vlformer_cli.engine.run_folder import Checkpoints, read_rows, save_batches
+from vlformer_cli.engine.run_folder import WEIGHTS, Checkpoints, read_rows, save_batches
 from vlformer_cli.engine.run_log import RunLog
 from vlformer_cli.engine.step import StepResult
 from vlformer_cli.engine.weights_table import COLUMNS
@@ -48,6 +48,10 @@ class Run:
         self.checkpoints = Checkpoints(output / "checkpoints", config.train.keep)
         self.data = build_training_data(config, rank=world.rank, size=world.size)
         self.val = open_split(config.data.val) if config.data and config.data.val else None
+        if self.val is not None and not len(self.val):
+            raise SettledError(
+                f"{self.val.directory}: split {self.val.split} is empty: draw more, or set data.val=null"
+            )
         state = state_to_start_from(self.checkpoints, config, output, world, resume=resume)
         self.stepper, self.initialisation = build_stepper(config, world, anew=state is None)
         self.model, self.device = self.stepper.model, self.stepper.device
@@ -178,7 +182,12 @@ class Run:
                 Predictor(self.best_weights, self.config.model, min_score=0.0),
                 self.config.train.eval_samples,
             )
-            found = evaluate(predictor, self.val, limit=limit, title="val", world=self.world)
+            try:
+                found = evaluate(predictor, self.val, limit=limit, title="val", world=self.world)
+            except VLFormerError as error:  # all processes get it; a run of days does not end for it
+                if self.world.is_first:
+                    say(f"evaluation: left out, {error}; the run goes on")
+                return time.monotonic() - began
             if self._is_best(float(getattr(found.summary, self.config.train.best_by))):
                 self.save_for_use("best.safetensors")
             self._write({"val": found.to_json()})  # last: whoever reads it knows that the best weights are there
@@ -214,7 +223,7 @@ class Run:
         value, step = self.best
         return f"{self.config.train.best_by} {100 * value:.2f} on {self.val.name if self.val else '?'} at step {step}"
 
-    def save_for_use(self, name: str = "model.safetensors", *, needed: bool = False) -> Path:
+    def save_for_use(self, name: str = WEIGHTS, *, needed: bool = False) -> Path:
         """Writes the weights for use; the first process does. A full disk is an error where they are `needed`."""
         path = self.output / name
         manifest = {**self.manifest, "step": self.step, "finished": self.is_finished}

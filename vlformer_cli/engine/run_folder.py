@@ -23,6 +23,8 @@ from vlformer_cli.engine.distributed import World
 from vlformer_cli.types import Batch, VLFormerError
 
 LOCK_SECONDS = 15.0  # what processes whose launcher was killed may need to end in order
+WEIGHTS = "model.safetensors"
+"""In the run's folder, the newest weights."""
 _NAME = re.compile(r"step-(\d{8,})\.pt")
 
 
@@ -74,7 +76,10 @@ class Checkpoints:
         return self.path(step).replace(self.path(step).with_suffix(".pt.damaged"))
 
     def load_newest(self) -> Iterator[tuple[int, dict[str, Any] | None]]:
-        """From the newest on: the step and its state, or None where the file is damaged."""
+        """From the newest on: the step and its state, or None where the file is damaged.
+
+        Raises VLFormerError where it is whole and can still not be loaded, OSError where the disk does not give it.
+        """
         for step in self.steps():
             yield step, self._load(step)
 
@@ -84,15 +89,25 @@ class Checkpoints:
         write_atomically(digest, lambda p: p.write_text(line, encoding="ascii"))
 
     def _load(self, step: int) -> dict[str, Any] | None:
-        path, digest = self.path(step), self._digest(step)
+        path, is_whole = self.path(step), self._is_whole(step)
+        if is_whole is False:
+            return None
         try:
-            if digest.exists() and digest.read_text(encoding="ascii").split()[0] != file_sha256(path):
-                return None
             # only tensors and plain containers are read, never code
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:  # whatever a damaged file makes the unpickler raise
+        except Exception as error:  # whatever a damaged file makes the unpickler raise
+            if is_whole:
+                raise VLFormerError(f"{path} is whole, its SHA-256 is right, and cannot be loaded: {error}") from error
             return None
         return state
+
+    def _is_whole(self, step: int) -> bool | None:
+        """Whether the file has its digest; None where that is not known. Raises OSError where it cannot be read."""
+        digest = self._digest(step)
+        if not digest.exists():
+            return None
+        written = digest.read_text(encoding="ascii", errors="replace").split()
+        return bool(written) and written[0] == file_sha256(self.path(step))
 
     def _digest(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.pt.sha256"

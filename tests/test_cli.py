@@ -234,7 +234,7 @@ def test_eval_leaves_out_a_picture_that_cannot_be_read(
 def test_an_evaluation_that_ends_early_leaves_the_earlier_one_whole(
     run: Any, small_weights: Path, small_scenes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ("eval", "--data", small_scenes, "--weights", small_weights)
+    words = ("eval", "--data", small_scenes, "--split", "train", "--limit", "20", "--weights", small_weights)
     assert run(*words) == 0
     before = {path.name: path.read_bytes() for path in Path("outputs/eval").iterdir()}
     assert set(before) == {"metrics.json", "predictions.jsonl"}
@@ -248,7 +248,7 @@ def test_an_evaluation_that_ends_early_leaves_the_earlier_one_whole(
 
     ask = Predictor.ask
     monkeypatch.setattr(Predictor, "ask", interrupted)
-    assert run(*words) == 1
+    assert run(*words) == 130
     assert len(calls) == 2
     assert {path.name: path.read_bytes() for path in Path("outputs/eval").iterdir()} == before
 

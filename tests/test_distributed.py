@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -52,7 +53,7 @@ def assert_same_numbers(found: Path, expected: Path) -> None:
     ours, theirs = (rows_of(run)[-1]["val"]["chosen_query"] for run in (found, expected))
     assert ours["count"] == theirs["count"] == 10
     assert ours["miou"] == pytest.approx(theirs["miou"], abs=1e-3)
-    for counter in ("expressions", "cut"):
+    for counter in ("expressions", "cut", "unreadable"):
         assert [row[counter] for row in rows_of(found)] == [row[counter] for row in rows_of(expected)]
     assert rows_of(expected)[-1]["cut"] > 3
 
@@ -66,7 +67,7 @@ def test_two_processes_give_the_losses_of_one_whoever_starts_them(
     assert "each of 4 pictures (processes 2 x forwards 1 x pictures 2)" in said
     assert_same_numbers(tmp_path / "gpus", one_process)
     slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2",
-             "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1"}  # fmt: skip
+             "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_NODELIST": "localhost"}  # fmt: skip
     tasks = [start(config, tmp_path / "slurm", **slurm, SLURM_PROCID=rank, SLURM_LOCALID=rank) for rank in "01"]
     for task in tasks:
         code, said = finish(task)
@@ -233,6 +234,30 @@ def test_the_world_under_slurm_is_that_of_the_step() -> None:
     assert world_from({**step, "SLURM_STEP_NUM_TASKS": "1"}) == World()
     torchrun = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
     assert world_from({**step, **torchrun}) == World(rank=1, size=2, local_rank=1, local_size=2)
+
+
+SRUN = {"SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_ID": "0",
+        "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("job", "environment", "message"),
+    [
+        (Job(gpus=8), SRUN, "srun has started 8 processes"),
+        (Job(max_restarts=2), SRUN, "srun has started 8 processes"),
+        (Job(gpus=8), {"RANK": "0", "WORLD_SIZE": "1"}, "this is one of 1"),
+        (Job(gpus=2, nodes=2), {"RANK": "0", "WORLD_SIZE": "2"}, "this is one of 2"),
+        (Job(), SRUN, None),
+        (Job(gpus=4, nodes=8), SRUN, None),
+        (Job(gpus=8), {**SRUN, "SLURM_STEP_NUM_TASKS": "1"}, None),
+        (Job(gpus=2, nodes=2), {"RANK": "3", "WORLD_SIZE": "4"}, None),
+        (Job(max_restarts=2), {"RANK": "3", "WORLD_SIZE": "4"}, None),
+        (Job(gpus=8), {}, None),
+    ],
+)
+def test_processes_are_not_multiplied(job: Job, environment: dict[str, str], message: str | None) -> None:
+    with contextlib.nullcontext() if message is None else pytest.raises(VLFormerError, match=message):
+        job.refuse_to_multiply(environment)
 
 
 @pytest.mark.parametrize(

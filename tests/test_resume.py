@@ -275,6 +275,27 @@ def test_resume_in_a_new_folder_starts_a_run(small_run: Config, tmp_path: Path, 
     assert f"resume: no checkpoint in {tmp_path / 'new'}, so a new run begins" in capsys.readouterr().err
 
 
+def test_pictures_that_others_stand_in_for_are_counted_and_named(
+    small_run: Config, tmp_path: Path, capsys: Any
+) -> None:
+    generate_scenes(tmp_path / "scenes", images=40, seed=7, recipe=Recipe(size=96), workers=1)
+    for picture in sorted((tmp_path / "scenes/images/train").iterdir())[::2]:
+        picture.unlink()
+    assert small_run.data is not None
+    config = replace(small_run, data=replace(small_run.data, train=(DataSource(str(tmp_path / "scenes")),)))
+    whole = train(config, tmp_path / "whole")
+    said = capsys.readouterr().err
+    assert len(re.findall(r"data: \S+\.jpg is not there: check the path; another picture stands in", said)) == 1
+    counts = [row["unreadable"] for row in rows_of(tmp_path / "whole") if "loss" in row]
+    assert counts == sorted(counts)
+    assert counts[-1] > 1
+    assert f"{counts[-1]} pictures unreadable" in said
+    stopped = train(config, tmp_path / "parts", max_minutes=0)
+    assert stopped.step == 0
+    assert weights_of(train(config, tmp_path / "parts", resume=True).weights) == weights_of(whole.weights)
+    assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
+
+
 def test_weights_without_a_checkpoint_are_not_trained_over(small_run: Config, tmp_path: Path) -> None:
     """Whoever deletes the checkpoints of a finished run keeps its weights and its log, whatever is typed."""
     train(small_run, tmp_path / "run")

@@ -294,6 +294,9 @@ def test_an_unreadable_picture_is_replaced(tmp_path: Path) -> None:
         seen = Counter(s.ref.image_id for s in data[step].samples)
         assert set(seen) == {0, 1, 3, 4, 6}
         assert len(data[step].images) == 7
+        first, second = sorted(data[step].unreadable)
+        assert "/002.png is not a picture of a known format" in first
+        assert "/005.png is not there" in second
     for picture in (folder / "images/bildér").iterdir():
         picture.unlink()
     with pytest.raises(VLFormerError, match=r"10 pictures in a row of toy-me/train"):

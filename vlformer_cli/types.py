@@ -139,6 +139,8 @@ class Batch:
     """Seed of the step's random points, the same in every process."""
     cut: int = 0
     """How many of the expressions were longer than the model's context and were cut."""
+    unreadable: tuple[str, ...] = ()
+    """What was wrong with each picture that another one stands in for."""
     anchors: Tensor | None = None
     """NHW bool: what the expressions name beside their referents; None where nothing is known of any."""
     anchors_known: Tensor | None = None

@@ -76,6 +76,7 @@ def train(
     from vlformer_cli.engine.launch import Job, launch
 
     job = Job(gpus, nodes, node_rank, rdzv_endpoint, max_restarts)
+    job.refuse_to_multiply(os.environ)
     if job.needs_torchrun and not job.is_started(os.environ):
         job.check(resolved.train.device)
         launch(job, sys.argv[1:])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -128,22 +128,25 @@ class TrainingBatches(Dataset[tuple[Batch, ...]]):
         return tuple(self._batch(step, slots, before) for slots in self.deal.slots(images))
 
     def _batch(self, step: int, slots: range, before: int) -> Batch:
+        unreadable: list[str] = []
         groups = [
             self._readable_group(
-                before + slot,
-                self._active(step),
-                np.random.default_rng([self.seed, step, slot]),
+                before + slot, self._active(step), np.random.default_rng([self.seed, step, slot]), unreadable
             )
             for slot in slots
         ]
         draw = int(np.random.SeedSequence([self.seed, step]).generate_state(1)[0])
         first_slots = [slot * self.expressions_per_image for slot in slots]
-        return collate(groups, self.max_tokens, first_slots=first_slots, draw=draw)
+        batch = collate(groups, self.max_tokens, first_slots=first_slots, draw=draw)
+        return replace(batch, unreadable=tuple(unreadable))
 
     def _active(self, step: int) -> list[WeightedSplit]:
         return [s for s in self.sources if s.first_step <= step and (s.last_step is None or step < s.last_step)]
 
-    def _readable_group(self, draw: int, sources: Sequence[WeightedSplit], rng: np.random.Generator) -> ImageGroup:
+    def _readable_group(
+        self, draw: int, sources: Sequence[WeightedSplit], rng: np.random.Generator, unreadable: list[str]
+    ) -> ImageGroup:
+        """Of the picture that is drawn; or of the next one that can be read, and `unreadable` gets to know why."""
         weights = np.array([source.weight for source in sources])
         source = sources[rng.choice(len(sources), p=weights / weights.sum())]
         ordinal = shuffled_ordinal(draw, source.split.num_images, self.seed)
@@ -154,8 +157,8 @@ class TrainingBatches(Dataset[tuple[Batch, ...]]):
                 group = load_group(source.split, [samples[i] for i in chosen], self.augmentation, rng, self.cache)
                 return (mirror_group(group) or group) if self.mirror and rng.random() < 0.5 else group
             except VLFormerError as error:
-                failure = error
-        raise VLFormerError(f"10 pictures in a row of {source.split.name} cannot be read; the last: {failure}")
+                unreadable.append(str(error))
+        raise VLFormerError(f"10 pictures in a row of {source.split.name} cannot be read; the last: {unreadable[-1]}")
 
 
 def shuffled_ordinal(draw: int, count: int, seed: int) -> int:

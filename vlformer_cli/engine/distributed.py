@@ -6,6 +6,7 @@ torchrun starts them (`vlformer train --gpus` calls it, see `launch.py`), or SLU
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -144,9 +145,19 @@ def _meeting_place(world: World, environment: Mapping[str, str]) -> dict[str, st
     return {
         "RANK": str(world.rank),
         "WORLD_SIZE": str(world.size),
-        "MASTER_ADDR": environment.get("SLURM_LAUNCH_NODE_IPADDR", "localhost"),
+        "MASTER_ADDR": first_host(environment.get("SLURM_STEP_NODELIST", "localhost")),
         "MASTER_PORT": str(FIRST_PORT + job % PORTS),
     }
+
+
+def first_host(nodes: str) -> str:
+    """That of a list as SLURM writes it, on which `srun` puts task 0 (see the hostlists of `man scontrol`).
+
+    >>> [first_host(nodes) for nodes in ("gpu7", "gpu7,cpu1", "gpu[08-11,14],cpu1", "r[2,5]n[3-4]")]
+    ['gpu7', 'gpu7', 'gpu08', 'r2n3']
+    """
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
+    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first[0] if first else nodes)
 
 
 @contextmanager

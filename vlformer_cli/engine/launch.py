@@ -17,6 +17,7 @@ from torch.distributed.run import parse_args
 from torch.distributed.run import run as torchrun
 
 from vlformer_cli.engine.device import usable_cores
+from vlformer_cli.engine.distributed import world_from
 from vlformer_cli.engine.stop import STARTED, began
 from vlformer_cli.types import VLFormerError
 
@@ -48,6 +49,23 @@ class Job:
     def is_started(environment: Mapping[str, str]) -> bool:
         """Whether this process is already one of those of a job."""
         return "RANK" in environment and "WORLD_SIZE" in environment
+
+    def refuse_to_multiply(self, environment: Mapping[str, str]) -> None:
+        """Raises VLFormerError where others have started processes already, and not those that this job asks for."""
+        if not self.needs_torchrun:
+            return
+        wanted, size = self.gpus * self.nodes, world_from(environment).size
+        if self.is_started(environment):
+            if wanted not in (1, size):
+                raise VLFormerError(
+                    f"--gpus {self.gpus} asks for {wanted} processes, but RANK and WORLD_SIZE in the environment say "
+                    f"that this is one of {size}: leave --gpus and --nodes out, or unset these variables"
+                )
+        elif size > 1 and size != self.nodes:
+            raise VLFormerError(
+                f"srun has started {size} processes, and each would start a job of its own: leave --gpus and "
+                "--max-restarts out, or let srun start one task on each machine and give --nodes"
+            )
 
     def check(self, device: str) -> None:
         """Raises VLFormerError for what cannot be started."""

@@ -42,7 +42,7 @@ class Run:
     def __init__(self, config: Config, output: Path, world: World, *, resume: bool) -> None:
         """Raises VLFormerError if `output` holds a run and `resume` is False, or the config changed since."""
         self.config, self.output, self.world = config, output, world
-        self.step = self.expressions = self.cut = self.skipped = self._bad_in_a_row = 0
+        self.step = self.expressions = self.cut = self.unreadable = self.skipped = self._bad_in_a_row = 0
         self.best: tuple[float, int] | None = None
         self._began = time.monotonic()
         self.checkpoints = Checkpoints(output / "checkpoints", config.train.keep)
@@ -125,8 +125,8 @@ class Run:
         steps = range(self.step, self.config.train.steps)
         return load(self.data, steps, workers=self.config.data.workers, device=self.device)
 
-    def take(self, batches: Sequence[Batch], counts: Counts, *, cut: int = 0) -> StepResult:
-        """The next step; `counts` and `cut` (expressions) are of all processes.
+    def take(self, batches: Sequence[Batch], counts: Counts, *, cut: int = 0, unreadable: int = 0) -> StepResult:
+        """The next step; `counts`, `cut` (expressions) and `unreadable` (pictures) are of all processes.
 
         Raises VLFormerError after too many in a row whose loss is not finite.
         """
@@ -139,7 +139,14 @@ class Run:
         self.step += 1
         self.expressions += int(counts.expressions)
         self.cut += cut
+        self._count_unreadable(unreadable, [message for batch in batches for message in batch.unreadable])
         return result
+
+    def _count_unreadable(self, count: int, messages: Sequence[str]) -> None:
+        """Says so of the first ones; the display and the log have how many there were."""
+        if messages and not self.unreadable:
+            say(f"data: {messages[0]}; another picture stands in for it, and from now on for each like it")
+        self.unreadable += count
 
     def due(self, every: int, *, after: int = 0) -> bool:
         """Whether what happens every so many steps (0: at the end alone) happens now, or `after` more steps."""
@@ -148,9 +155,8 @@ class Run:
 
     def now(self, result: StepResult) -> Now:
         """What the display shows."""
-        notes = [f"{self.skipped} steps skipped"] * bool(self.skipped) + [f"{self.cut} expressions cut"] * bool(
-            self.cut
-        )
+        counts = {"steps skipped": self.skipped, "expressions cut": self.cut, "pictures unreadable": self.unreadable}
+        notes = [f"{count} {what}" for what, count in counts.items() if count]
         notes += [f"best {self.best_text}"] * bool(self.best_text)
         return Now(self.step, result.losses, self._lr(), self.expressions, memory_used(self.device), ", ".join(notes))
 
@@ -253,6 +259,7 @@ class Run:
             "manifest": self.manifest,
             "step": self.step,
             "counters": [self.expressions, self.cut, self.skipped, self._bad_in_a_row],
+            "unreadable": self.unreadable,
             "best": self.best,
             "seconds": self.seconds,
             "model": self.model.state_dict(),
@@ -277,6 +284,7 @@ class Run:
             self.average.load_state_dict(state["average"])
         self.step = state["step"]
         self.expressions, self.cut, self.skipped, self._bad_in_a_row = state["counters"]
+        self.unreadable = state.get("unreadable", 0)  # checkpoints of before 2026-11-27 do not know
         self.best = None if state["best"] is None else (state["best"][0], state["best"][1])
         self._began -= state["seconds"]
         self._saved_at = self.step
@@ -301,7 +309,8 @@ class Run:
 
     def _write(self, row: dict[str, Any]) -> None:
         if self._log is not None:
-            counters = {"expressions": self.expressions, "cut": self.cut, "skipped": self.skipped}
+            counters = {"expressions": self.expressions, "cut": self.cut, "unreadable": self.unreadable}
+            counters |= {"skipped": self.skipped}
             self._log.write({"step": self.step, "seconds": round(self.seconds, 1), **counters, **row})
 
     def _lr(self) -> float:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from vlformer_cli.config import Config
 from vlformer_cli.data.canvas import canvas_of, on_canvas
@@ -81,12 +82,11 @@ def train(
             for loaded in dealt:
                 # a step begins with the wait for its batch; the first one's is for processes that start
                 began = done or time.monotonic()
-                batches, counts, cut, stops = agree(
-                    world, loaded, stop, evaluates=run.due(settings.eval_every, after=1)
-                )
-                if stops:
+                agreed = agree(world, loaded, stop, evaluates=run.due(settings.eval_every, after=1))
+                if agreed.stops:
                     break
-                result = run.take(batches, counts, cut=cut)
+                counts = agreed.counts
+                result = run.take(agreed.batches, counts, cut=agreed.cut, unreadable=agreed.unreadable)
                 display.update(run.now(result))
                 if run.due(settings.log_every):
                     run.log_step(result, display.rates()[0])
@@ -104,19 +104,31 @@ def train(
             return finish(run, None if run.is_finished else stop)
 
 
-def agree(
-    world: World, batches: Sequence[Batch], stop: StopRequest, *, evaluates: bool
-) -> tuple[list[Batch], Counts, int, bool]:
-    """Over all processes: one canvas, what the step's means are taken over, how many expressions were cut, and whether
-    one wants to stop before the step.
-    """
+class Agreed(NamedTuple):
+    """What the processes of a job have to know of each other before a step."""
+
+    batches: list[Batch]
+    """This process's, on the canvas that all have."""
+    counts: Counts
+    """What the step's means are taken over."""
+    cut: int
+    """Expressions."""
+    unreadable: int
+    """Pictures that others stand in for."""
+    stops: bool
+    """Whether one of them wants to stop before the step."""
+
+
+def agree(world: World, batches: Sequence[Batch], stop: StopRequest, *, evaluates: bool) -> Agreed:
+    """Asks all processes."""
     height, width = world.max(canvas_of(batches))
     expressions, meant = Counts.on_host(batches)
     cut = float(sum(batch.cut for batch in batches))
     wanted = float(stop.is_wanted(evaluates=evaluates))
-    expressions, meant, cut, stops = world.sum([expressions, meant, cut, wanted])
+    unreadable = float(sum(len(batch.unreadable) for batch in batches))
+    expressions, meant, cut, unreadable, stops = world.sum([expressions, meant, cut, unreadable, wanted])
     on_one_canvas = [on_canvas(batch, height, width) for batch in batches]
-    return on_one_canvas, Counts.from_numbers(expressions, meant), int(cut), stops > 0
+    return Agreed(on_one_canvas, Counts.from_numbers(expressions, meant), int(cut), int(unreadable), stops > 0)
 
 
 def finish(run: Run, stop: StopRequest | None) -> Trained:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from vlformer_cli.commands import errors
+from vlformer_cli.commands.common import print_json
 from vlformer_cli.engine.predict import Predictor
 
 
@@ -276,6 +278,44 @@ def test_a_package_that_is_half_removed_ends_nothing(
     monkeypatch.syspath_prepend(tmp_path)
     assert run("info", "--json") == 0
     assert "torch" in json.loads(capsys.readouterr().out)["packages"]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp932", "utf-8"])
+def test_json_is_json_whatever_the_terminal_can_show(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = {"café 😀": ["\udcff", 1.5]}
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
+    monkeypatch.setattr(sys, "stdout", stream)
+    print_json(document if encoding != "utf-8" else {"café 😀": 1})
+    stream.flush()
+    written = stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    assert json.loads(written) == (document if encoding != "utf-8" else {"café 😀": 1})
+    assert ("😀" in written) == (encoding == "utf-8")
+
+
+def test_a_path_where_a_name_belongs_is_explained(run: Any, tmp_path: Path, capsys: Any) -> None:
+    assert run("eval", "--dataset", tmp_path) == 1
+    assert f"--dataset {str(tmp_path)!r} is a path, not a name: give --data {tmp_path}" in capsys.readouterr().err
+
+
+def test_the_checkout_around_an_installation_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that is installed into somebody's repository has no revision; that repository's is not its own."""
+    from vlformer_cli.engine import manifest
+
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-C", tmp_path, *words], check=True, capture_output=True)
+
+    installed = tmp_path / ".venv/lib/manifest.py"
+    installed.parent.mkdir(parents=True)
+    installed.touch()
+    git("init")
+    git("-c", "user.name=x", "-c", "user.email=x@y", "commit", "--allow-empty", "-m", "theirs")
+    monkeypatch.setattr(manifest, "__file__", str(installed))
+    assert manifest.git_revision() is None
+    git("add", "--force", ".")
+    git("-c", "user.name=x", "-c", "user.email=x@y", "commit", "-m", "ours")
+    found = manifest.git_revision()
+    assert found is not None
+    assert (len(found["revision"]), found["dirty"]) == (40, False)
 
 
 def test_info_names_what_a_bug_report_needs(run: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -270,6 +270,27 @@ def test_a_dry_run_does_without_the_data(small_run: Config, tmp_path: Path, run:
     said = capsys.readouterr().out
     assert "on made-up pictures (" in said
     assert "refcoco-unc" in said
+    assert run("train", "--config", config, "--dry-run", "--set", "train.accumulate=16") == 1
+    assert "data.images_per_step is 2, which 1 processes x 16 forwards" in capsys.readouterr().err
+
+
+def test_a_dry_run_refuses_what_training_refuses_and_fills_no_cache(
+    small_run: Config, tmp_path: Path, run: Any, capsys: Any
+) -> None:
+    assert small_run.data is not None
+    data = replace(small_run.data, cache=str(tmp_path / "cache"))
+    config = write_config(replace(small_run, data=data), tmp_path / "config.yaml")
+    assert run("train", "--config", config, "--dry-run") == 0
+    assert "on training data" in capsys.readouterr().out
+    assert not (tmp_path / "cache").exists()
+    assert run("train", "--config", config, "--dry-run", "--set", "train.accumulate=4") == 1
+    assert "vlformer: data.images_per_step is 2, which 1 processes x 4 forwards" in capsys.readouterr().err
+
+
+def test_names_of_files_are_not_read_as_yaml(small_run: Config, tmp_path: Path, run: Any, capsys: Any) -> None:
+    config = write_config(small_run, tmp_path / "config.yaml")
+    assert run("train", "--config", config, "--output", "out", "--init", "weights #2: last.safetensors") == 1
+    assert "weights #2: last.safetensors" in capsys.readouterr().err
 
 
 def test_rows_are_whole_or_absent(small_run: Config, tmp_path: Path) -> None:

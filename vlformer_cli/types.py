@@ -21,6 +21,10 @@ class VLFormerError(ValueError):
     """What a user can cause and mend: the message names the value that was wrong and the remedy."""
 
 
+class NotPreparedError(VLFormerError):
+    """There is no prepared data set where one is named."""
+
+
 class SettledError(VLFormerError):
     """To start again as before would end the same way."""
 

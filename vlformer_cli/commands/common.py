@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,5 +58,6 @@ def load_engine(weights: Path | None, device: str, threads: int, precision: str)
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """The one JSON document of `--json`."""
-    print(json.dumps(document, ensure_ascii=False, indent=1))
+    """The one JSON document of `--json`. Where stdout is not UTF-8, what it cannot hold is escaped as JSON has it."""
+    is_utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+    print(json.dumps(document, ensure_ascii=not is_utf8, indent=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -64,7 +65,9 @@ def train(
     from vlformer_cli.config import load_config
 
     shorthands = {"init": init, "train.device": device, "train.keep": keep}
-    options = [f"{name}={value}" for name, value in shorthands.items() if value is not None]
+    # quoted, as --set takes YAML, in which a name of a file may mean another thing
+    given = {name: value for name, value in shorthands.items() if value is not None}
+    options = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items()]
     resolved = load_config(config, [*(overrides or ()), *options])
     folder = output or Path("runs") / resolved.model.name
     if dry_run:

@@ -25,6 +25,8 @@ def find_dataset(directory: Path | None, name: str | None) -> Path:
     root = data_root()
     if name is None:
         raise VLFormerError("say which data set: --data DIR or --dataset NAME")
+    if Path(name).is_absolute():
+        raise VLFormerError(f"--dataset {name!r} is a path, not a name: give --data {name}")
     if (root / name / "manifest.json").exists():
         return root / name
     found = sorted(path.parent for path in root.glob(f"{name}-*/manifest.json"))

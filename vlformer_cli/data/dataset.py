@@ -56,6 +56,16 @@ class Deal:
         starts = [(forward * self.size + self.rank) * each for forward in range(self.forwards)]
         return [range(start, start + each) for start in starts]
 
+    def refuse_uneven(self, images_per_step: int, first_stage: FirstStage) -> None:
+        """Raises VLFormerError where a step's pictures cannot be shared evenly."""
+        fields = {"images_per_step": images_per_step, "images_while_words_first": first_stage.images_per_step}
+        for name, images in fields.items():
+            if images % (self.size * self.forwards):
+                raise VLFormerError(
+                    f"data.{name} is {images}, which {self.size} processes x {self.forwards} forwards "
+                    f"(train.accumulate) cannot share evenly: make it a multiple of {self.size * self.forwards}"
+                )
+
 
 @dataclass(frozen=True, slots=True)
 class FirstStage:
@@ -106,13 +116,7 @@ class TrainingBatches(Dataset[tuple[Batch, ...]]):
         self.images_per_step, self.expressions_per_image = images_per_step, expressions_per_image
         self.max_tokens, self.steps, self.seed, self.mirror, self.deal = max_tokens, steps, seed, mirror, deal
         self.cache, self.first_stage = cache, first_stage
-        fields = {"images_per_step": images_per_step, "images_while_words_first": first_stage.images_per_step}
-        for name, images in fields.items():
-            if images % (deal.size * deal.forwards):
-                raise VLFormerError(
-                    f"data.{name} is {images}, which {deal.size} processes x {deal.forwards} forwards "
-                    f"(train.accumulate) cannot share evenly: make it a multiple of {deal.size * deal.forwards}"
-                )
+        deal.refuse_uneven(images_per_step, first_stage)
         for source in self.sources:
             if source.split.num_images == 0:
                 raise VLFormerError(f"{source.split.directory}: split {source.split.split} is empty")

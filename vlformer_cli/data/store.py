@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlformer_cli import __version__
-from vlformer_cli.types import Ref, Sample, VLFormerError
+from vlformer_cli.types import NotPreparedError, Ref, Sample, VLFormerError
 
 MANIFEST = "manifest.json"
 OFFSET, IMAGE, SAMPLE = range(3)  # the columns of the index table
@@ -174,7 +174,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of a prepared data set; raises VLFormerError, with the remedy, if there is none."""
     path = directory / MANIFEST
     if not path.is_file():
-        raise VLFormerError(
+        raise NotPreparedError(
             f"{directory} is not a prepared data set (no {MANIFEST}): make it with `vlformer prepare-data`"
         )
     try:

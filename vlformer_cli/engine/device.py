@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import resource
 import sys
 
 import torch
@@ -41,6 +40,8 @@ def memory_used(device: torch.device) -> str:
 
 def peak_resident() -> int:
     """The most bytes of main memory that this process has held."""
+    import resource  # not on Windows
+
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2) counts in kilobytes, on macOS in bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

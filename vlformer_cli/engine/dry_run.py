@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ import yaml
 
 from vlformer_cli.config import Config
 from vlformer_cli.data.build import build_training_data, first_stage_of
-from vlformer_cli.data.dataset import collate
+from vlformer_cli.data.dataset import Deal, collate
 from vlformer_cli.data.transforms import fitted_size
 from vlformer_cli.engine.build import build_stepper
 from vlformer_cli.engine.device import memory_used
@@ -21,7 +22,7 @@ from vlformer_cli.loss.criterion import Counts
 from vlformer_cli.model.vlformer import VLFormer
 from vlformer_cli.report.live import duration
 from vlformer_cli.tree import to_tree
-from vlformer_cli.types import Batch, ImageGroup, Ref, Sample, VLFormerError
+from vlformer_cli.types import Batch, ImageGroup, NotPreparedError, Ref, Sample
 
 STEPS = 3
 """So many are timed after one that is not; the median counts."""
@@ -78,11 +79,10 @@ def _time(stepper: Stepper, step: int, batches: tuple[Batch, ...]) -> float:
 
 def _batches(config: Config, step: int) -> tuple[tuple[Batch, ...], str]:
     """The batches of a step, and what they are: of the training data, or made up where that is not there."""
+    uncached = None if config.data is None else replace(config.data, cache="")
     try:
-        return build_training_data(config)[step], "training data"
-    except VLFormerError as error:
-        if config.data is None:
-            raise
+        return build_training_data(replace(config, data=uncached))[step], "training data"
+    except NotPreparedError as error:
         return _made_up(config, step), f"made-up pictures ({error})"
 
 
@@ -93,6 +93,7 @@ def _made_up(config: Config, step: int) -> tuple[Batch, ...]:
     height, width = fitted_size(
         *MADE_UP_SIZE, max(data.short_sides or (model.short_side,)), data.max_side or model.max_side
     )
+    Deal(forwards=config.train.accumulate).refuse_uneven(data.images_per_step, first_stage_of(config))
     count = data.expressions_per_image
     masks = np.zeros((count, height, width), dtype=np.bool_)
     masks[:, : height // 3, : width // 3] = True

@@ -103,6 +103,7 @@ def git_revision() -> dict[str, Any] | None:
         return subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # or the checkout is one in which it is installed
         return {
             "revision": git("rev-parse", "HEAD"),
             "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),

@@ -185,6 +185,12 @@ def test_models_that_cannot_be_built_are_named() -> None:
         built(replace(SMALL, backbone=replace(backbone, weights="imagenet")))
     with pytest.raises(VLFormerError, match=r"model.dim is 40"):
         built(replace(SMALL, dim=40))
+    with pytest.raises(VLFormerError, match=r"model.mask_dim is 100; it must be a multiple of 32"):
+        built(replace(SMALL, mask_dim=100))
+    with pytest.raises(VLFormerError, match=r"model.text.width is \d+; it must be a multiple of model.text.heads: 7"):
+        built(replace(SMALL, text=replace(SMALL.text, heads=7)))
+    with pytest.raises(VLFormerError, match=r"model.max_tokens is 78; small reads 77 at most"):
+        built(replace(SMALL, max_tokens=78))
     with pytest.raises(VLFormerError, match=r"no package carries weights for 'resnet18'"):
         package_weights("resnet18")
 

@@ -374,3 +374,27 @@ def test_the_example_with_mask_files_runs_as_its_readme_says(
             assert ref.segmentation is not None
             np.testing.assert_array_equal(decode_rle(ref.segmentation), cv2.imread(str(folder / mask), 0) > 0)
     assert cv2.imread("outputs/data.png") is not None
+
+
+def test_pictures_are_decoded_where_that_is_asked_for(folder: Path) -> None:
+    write(folder, ROWS)
+    picture = folder / "images/a.png"
+    picture.write_bytes(picture.read_bytes()[:-30])
+    assert prepare(folder, "toy-a")["splits"]["train"]["images"] == 2
+    with pytest.raises(VLFormerError, match=r"row 1: .*a\.png cannot be read as a picture"):
+        prepare(folder, "toy-b", check_images=True)
+
+
+def test_half_a_character_is_named(folder: Path) -> None:
+    """As a tool leaves it that cuts a text with an emoji at its end."""
+    write(folder, [{"image": "a.png", "expression": "the red cup \ud83d", "annotation_id": 1}])
+    with pytest.raises(VLFormerError, match=r"ref 1 of a\.png: after 'the red cup ' stands half a character"):
+        prepare(folder)
+    assert not (folder / "mine-own").exists()
+
+
+@pytest.mark.parametrize("option", ["--allow-count-mismatch", "--exclude-eval-images", "--only-needed"])
+@pytest.mark.parametrize("dataset", ["custom", "scenes"])
+def test_options_of_published_data_are_refused(run: Any, folder: Path, option: str, dataset: str, capsys: Any) -> None:
+    assert run("prepare-data", dataset, "--from", folder, option) == 1
+    assert f"vlformer: {option}: for published data sets; {dataset}" in capsys.readouterr().err

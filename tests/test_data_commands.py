@@ -51,6 +51,14 @@ def test_stats_by_hand(tmp_path: Path) -> None:
     assert stats.mask_shares == [pytest.approx(100 / 1200)] * 2
 
 
+def test_stats_of_a_split_without_masks(tmp_path: Path, run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    nothing = make_ref(3, segmentation=None, ann_ids=(), expressions=("dog",), sent_ids=(9,), category="")
+    for name, refs in (("nothing", [nothing]), ("empty", [])):
+        prepare(tmp_path / f"{name}-me", refs)
+        assert run("data", "stats", "--data", tmp_path / f"{name}-me", "--split", "val") == 0
+        assert "< 1 %" in capsys.readouterr().out
+
+
 def test_a_whole_data_set_has_no_problem(small_scenes: Path) -> None:
     for split in ("train", "val", "test"):
         assert list(check_split(PreparedSplit(small_scenes, split), decode_images=True)) == []

@@ -79,7 +79,24 @@ def test_an_alias_and_the_pictures_left_out(run: Any, disk: Path, capsys: pytest
     write_refer(disk / "refcoco", content)
     words = ["prepare-data", "RefCOCO", "--from", disk, "--allow-count-mismatch"]
     assert run(*words, "--exclude-eval-images") == 0
-    assert "left out of train: 1 images with 2 refs, 3 expressions" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "left out of train: 1 images with 2 refs, 3 expressions" in said
+    assert "refcoco+ and refcocog are not where the annotations are" in said
+
+
+def test_a_new_archive_is_unpacked_where_an_older_one_was(run: Any, mirror: Server, disk: Path) -> None:
+    words = ["prepare-data", "refcoco", "--allow-count-mismatch", "--only-needed", "--overwrite"]
+    assert run(*words) == 0
+    before = json.loads(Path("data/refcoco-unc/manifest.json").read_text())["splits"]["train"]["expressions"]
+    content = world()
+    content["refs"] = [entry for entry in content["refs"] if entry["ref_id"] != 11]
+    write_refer(disk / "refcoco", content)
+    mirror.files["/refcoco.zip"] = zipped(disk / "refcoco", "refcoco")
+    for path in ("refcoco.zip", "pins.json"):
+        (Path("data/downloads") / path).unlink()
+    assert run(*words) == 0
+    after = json.loads(Path("data/refcoco-unc/manifest.json").read_text())["splits"]["train"]["expressions"]
+    assert after < before
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ from vlformer_cli.types import ImageGroup, Sample
         ("man on L", None),
         ("driver's side door", None),
         ("rightful owner", None),
+        ("chair lhs", "chair rhs"),
     ],
 )
 def test_words(expression: str, expected: str | None) -> None:

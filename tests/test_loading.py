@@ -18,11 +18,15 @@ from vlformer_cli.config import Config
 from vlformer_cli.data import cache as cache_module
 from vlformer_cli.data.build import build_training_data
 from vlformer_cli.data.cache import PictureCache, shrunk_picture
-from vlformer_cli.data.dataset import evaluation_group, load_group
+from vlformer_cli.data.dataset import load_group
 from vlformer_cli.data.images import read_at_least, read_image
 from vlformer_cli.data.rle import decode_rle, encode_mask
 from vlformer_cli.data.store import PreparedSplit, PreparedWriter
 from vlformer_cli.data.transforms import Augmentation, View, fitted_size
+from vlformer_cli.engine.checkpoint import load_weights
+from vlformer_cli.engine.evaluate import evaluate
+from vlformer_cli.engine.predict import Predictor
+from vlformer_cli.model.vlformer import VLFormer
 from vlformer_cli.types import Batch, Ref, VLFormerError
 
 STILL = Augmentation(short_sides=(64,), max_side=200, rotate_degrees=0.0, colour_jitter=0.0, shift=0.0)
@@ -216,11 +220,27 @@ def test_a_picture_that_is_not_as_large_as_its_masks_is_refused(photos: Prepared
         load_group(photos, photos.image_samples(2), STILL, np.random.default_rng(0))
 
 
-def test_evaluation_looks_at_every_pixel(photos: PreparedSplit) -> None:
-    group = evaluation_group(photos, photos.image_samples(0), 64, 200)
-    height, width = fitted_size(427, 640, 64, 200)
+def test_evaluation_looks_at_every_pixel(photos: PreparedSplit, small_weights: Path) -> None:
+    """Training may take JPEGs that were decoded at half their size; what is evaluated was decoded whole."""
+    loaded = load_weights(small_weights)
+    predictor, looked = Predictor(loaded.model, loaded.config), []
+
+    def look(images: torch.Tensor, valid: torch.Tensor) -> Any:
+        looked.append(images[0, :, : valid[0, :, 0].sum(), : valid[0, 0].sum()].permute(1, 2, 0).numpy())
+        return VLFormer.look(loaded.model, images, valid)
+
+    loaded.model.look = look  # type: ignore[method-assign]
+    evaluate(predictor, photos, limit=2)
+    height, width = fitted_size(427, 640, loaded.config.short_side, loaded.config.max_side)
     whole = cv2.resize(read_image(photos.image_root / "0.jpg"), (width, height), interpolation=cv2.INTER_AREA)
-    np.testing.assert_array_equal(group.image_HW3, whole)
+    np.testing.assert_array_equal(looked[0], whole)
+
+
+def test_evaluation_names_a_picture_of_another_size(photos: PreparedSplit, small_weights: Path) -> None:
+    save(photograph(300, 400), photos.image_root / "2.jpg")
+    loaded = load_weights(small_weights)
+    (message,) = evaluate(Predictor(loaded.model, loaded.config), photos).unreadable
+    assert "2.jpg is 400 x 300, its data set says 640 x 427" in message
 
 
 def batches_of(config: Config, cache: Path | None) -> list[Batch]:

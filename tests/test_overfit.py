@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from vlformer_cli.config import load_config
-from vlformer_cli.data.dataset import collate, evaluation_group, images_of
+from vlformer_cli.data.dataset import collate, images_of, load_group
 from vlformer_cli.data.scenes.generate import generate_scenes
 from vlformer_cli.data.store import PreparedSplit
+from vlformer_cli.data.transforms import Augmentation
 from vlformer_cli.engine.evaluate import evaluate
 from vlformer_cli.engine.predict import Predictor
 from vlformer_cli.loss.build import build_criterion
@@ -29,7 +31,8 @@ def test_eight_samples(tmp_path: Path) -> None:
     model = build_model(config.model)
     criterion = build_criterion(config.loss)
     predictor = Predictor(model, config.model)
-    groups = [evaluation_group(split, samples, 192, 192) for samples in images_of(split, 8)]
+    still = Augmentation(short_sides=(192,), max_side=192, rotate_degrees=0.0, colour_jitter=0.0, shift=0.0)
+    groups = [load_group(split, samples, still, np.random.default_rng(0)) for samples in images_of(split, 8)]
     batch = collate(groups, 48)
     assert len(batch.samples) == 8
     assert evaluate(predictor, split, limit=8).summary.miou < 0.5

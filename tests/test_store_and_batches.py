@@ -24,7 +24,6 @@ from vlformer_cli.data.dataset import (
     TrainingBatches,
     WeightedSplit,
     collate,
-    evaluation_group,
     images_of,
     shuffled_ordinal,
 )
@@ -462,14 +461,3 @@ def test_collate_counts_the_expressions_that_it_cut() -> None:
     for context in (6, 8, 10):
         assert collate([group], context).cut == int((lengths > context).sum())
     assert 0 < collate([group], 8).cut < 5
-
-
-def test_an_evaluation_group_is_the_resized_picture_with_its_masks(toy: Path) -> None:
-    split = PreparedSplit(toy, "train")
-    group = evaluation_group(split, split.image_samples(5), 60, 1000)
-    assert group.image_HW3.shape == (60, 80, 3)
-    assert (group.image_HW3 == 25).all()
-    for sample, mask in zip(group.samples, group.mask_NHW, strict=True):
-        number = sample.ref.ref_id % 10
-        expected = square_mask(60, 80, 10, 2 * (4 + number), 18) if number != 2 else np.zeros((60, 80), np.bool_)
-        np.testing.assert_array_equal(mask, expected)

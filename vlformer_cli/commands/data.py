@@ -83,17 +83,13 @@ def show(
 ) -> None:
     """Draw refs over their pictures, with their expressions, as a contact sheet."""
     from vlformer_cli.data.choose import random_refs, refs_by_id
-    from vlformer_cli.data.dataset import ref_mask
-    from vlformer_cli.data.images import read_image
+    from vlformer_cli.data.dataset import ref_image, ref_mask
     from vlformer_cli.report.overlay import save_image
     from vlformer_cli.report.sheet import contact_sheet
 
     (one,) = open_splits(directory, dataset, split)
     chosen = refs_by_id(one, refs) if refs else random_refs(one, count, seed)
-    rows = [
-        ("\n".join([f"ref {ref.ref_id}", *ref.expressions]), read_image(one.image_path(ref)), ref_mask(ref))
-        for ref in chosen
-    ]
+    rows = [("\n".join([f"ref {ref.ref_id}", *ref.expressions]), ref_image(one, ref), ref_mask(ref)) for ref in chosen]
     save_image(contact_sheet(rows, panel="overlay"), output)
     say(f"{one.name}: {len(rows)} refs drawn in {output}")
 

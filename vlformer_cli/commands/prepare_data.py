@@ -40,7 +40,10 @@ def prepare_data(
         bool, typer.Option("--check-images", help="Decode every picture, not its header alone.")
     ] = False,
     exclude_eval_images: Annotated[
-        bool, typer.Option("--exclude-eval-images", help="Leave val and test pictures of all the family out of train.")
+        bool,
+        typer.Option(
+            "--exclude-eval-images", help="Leave val and test pictures of what lies below --from out of train."
+        ),
     ] = False,
     only_needed: Annotated[
         bool, typer.Option("--only-needed", help="Download only the pictures that the data set asks about.")
@@ -77,6 +80,11 @@ def prepare_data(
     from vlformer_cli.data.build import data_root
 
     root = root or data_root()
+    published = {"--allow-count-mismatch": allow_count_mismatch, "--exclude-eval-images": exclude_eval_images}
+    published |= {"--only-needed": only_needed, "--check-images": check_images and dataset == "scenes"}
+    if dataset in ("scenes", "custom") and any(published.values()):
+        said = ", ".join(name for name, value in published.items() if value)
+        raise VLFormerError(f"{said}: for published data sets; {dataset} has nothing that it could mean")
     drawn = {"--scenario": scenario != "mix", "--bent": bent, "--no-target": no_target, "--stickers": stickers}
     drawn |= {"--reworded": reworded}
     if dataset != "scenes" and any(drawn.values()):
@@ -89,7 +97,7 @@ def prepare_data(
         _scenes(directory, images or "2000", seed, recipe, workers, overwrite)
     elif dataset == "custom":
         directory = root / f"custom-{split_by or 'own'}"
-        _custom(directory, source, images, overwrite)
+        _custom(directory, source, images, overwrite, check_images)
     else:
         checks = {
             "allow_count_mismatch": allow_count_mismatch,
@@ -121,7 +129,7 @@ def _scenes(
         )
 
 
-def _custom(directory: Path, source: Path | None, images: str | None, overwrite: bool) -> None:
+def _custom(directory: Path, source: Path | None, images: str | None, overwrite: bool, check_images: bool) -> None:
     from vlformer_cli.data.sources.custom import find_custom_inputs, prepare_custom
 
     if source is None:
@@ -132,6 +140,7 @@ def _custom(directory: Path, source: Path | None, images: str | None, overwrite:
         expressions=expressions,
         images=Path(images) if images else pictures,
         instances=instances,
+        check_images=check_images,
         overwrite=overwrite,
     )
 
@@ -200,3 +209,10 @@ def _tell(manifest: dict[str, Any]) -> None:
     if "excluded_eval_images" in manifest:
         out = manifest["excluded_eval_images"]
         say(f"left out of train: {out['images']} images with {out['refs']} refs, {out['expressions']} expressions")
+        known = {name.rsplit("-", 1)[0] for name in out["images_by_split"]}
+        unknown = [name for name in ("refcoco", "refcoco+", "refcocog") if name not in known]
+        if unknown:
+            say(
+                f"vlformer: {' and '.join(unknown)} are not where the annotations are, so their val and test pictures "
+                "may be in train: give --from a folder that holds all three"
+            )

@@ -12,9 +12,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from vlformer_cli.data.images import read_at_least
+from vlformer_cli.data.images import read_at_least, refuse_other_size
 from vlformer_cli.data.transforms import View
-from vlformer_cli.types import VLFormerError
 
 VERSION = 2  # of what `shrunk_picture` makes of a file: to be raised with every change of it
 
@@ -22,11 +21,7 @@ VERSION = 2  # of what `shrunk_picture` makes of a file: to be raised with every
 def shrunk_picture(path: Path, original: tuple[int, int], size: tuple[int, int]) -> View:
     """The picture, shrunk to `size` if it is larger; raises VLFormerError where its own size is not `original`."""
     image_HW3, step, found = read_at_least(path, size)
-    if found != original:
-        (height, width), (h, w) = found, original
-        raise VLFormerError(
-            f"{path} is {width} x {height}, its data set says {w} x {h}: see `vlformer data check`, prepare it again"
-        )
+    refuse_other_size(path, found, original)
     return View.of_image(image_HW3, step).shrunk(size)
 
 

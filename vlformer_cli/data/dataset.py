@@ -16,11 +16,11 @@ from torch.utils.data import Dataset
 
 from vlformer_cli.data.cache import PictureCache, shrunk_picture
 from vlformer_cli.data.flip import mirror_group
-from vlformer_cli.data.images import read_image
+from vlformer_cli.data.images import read_image, refuse_other_size
 from vlformer_cli.data.rle import decode_rle
 from vlformer_cli.data.store import PreparedSplit
 from vlformer_cli.data.tokenize import tokenize
-from vlformer_cli.data.transforms import Augmentation, View, fitted_size, resize_image, resize_mask
+from vlformer_cli.data.transforms import Augmentation, View
 from vlformer_cli.types import Batch, ImageGroup, Ref, Sample, VLFormerError
 
 CANVAS_STEP = 32  # the coarsest stride of the backbone
@@ -205,12 +205,12 @@ def load_group(
     return ImageGroup(image_HW3, mask_NHW, tuple(samples), anchor_NHW if first.anchors else None)
 
 
-def evaluation_group(split: PreparedSplit, samples: Sequence[Sample], short_side: int, max_side: int) -> ImageGroup:
-    """One picture and its masks at the model's own size, with nothing else changed."""
-    image_HW3 = read_image(split.image_path(samples[0].ref))
-    size = fitted_size(image_HW3.shape[0], image_HW3.shape[1], short_side, max_side)
-    masks = [resize_mask(ref_mask(sample.ref), size) for sample in samples]
-    return ImageGroup(resize_image(image_HW3, size), np.stack(masks), tuple(samples))
+def ref_image(split: PreparedSplit, ref: Ref) -> NDArray[np.uint8]:
+    """HW3 at the original size; raises VLFormerError where the file is not of the size that the data set says."""
+    path = split.image_path(ref)
+    image_HW3 = read_image(path)
+    refuse_other_size(path, image_HW3.shape[:2], (ref.height, ref.width))
+    return image_HW3
 
 
 def ref_mask(ref: Ref) -> NDArray[np.bool_]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -37,8 +38,10 @@ def get_annotations(
     sha256 = {path: file.sha256 for path, file in fetched.files.items()}
     if not fetched.place.url:
         return Annotations(folder / fetched.place.name, sha256)
-    (name,) = fetched.files
+    ((name, file),) = fetched.files.items()
     unpacked = folder / PurePosixPath(name).stem
+    if file.url is not None:  # it is new, and what an older one held is not it
+        shutil.rmtree(unpacked, ignore_errors=True)
     if not unpacked.exists():
         report(f"unpacking {folder / name}")
         unpack(folder / name, unpacked, progress=progress, report=report)

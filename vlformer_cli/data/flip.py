@@ -18,6 +18,7 @@ _PAIRS = (
     ("leftwards", "rightwards"),
     ("leftside", "rightside"),
     ("lefty", "righty"),
+    ("lhs", "rhs"),
 )
 SWAPS = dict(_PAIRS) | {right: left for left, right in _PAIRS}
 

@@ -85,6 +85,15 @@ def image_size(path: Path | str) -> tuple[int, int]:
         return (width, height) if _orientation(image) in _SWAPS_SIDES else (height, width)
 
 
+def refuse_other_size(path: Path, found: tuple[int, ...], stated: tuple[int, int]) -> None:
+    """Raises VLFormerError where a picture's height and width are not what its data set says."""
+    if found != stated:
+        (height, width), (h, w) = found, stated
+        raise VLFormerError(
+            f"{path} is {width} x {height}, its data set says {w} x {h}: see `vlformer data check`, prepare it again"
+        )
+
+
 def read_mask(path: Path) -> NDArray[np.bool_]:
     """The mask in a PNG as boolean HW: True where grey, palette index or any of red, green and blue is not 0.
 

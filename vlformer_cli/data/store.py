@@ -78,7 +78,7 @@ class PreparedWriter:
                     last_image = ref.image
                 index.append((lines.tell(), len(seen_images) - 1, samples))
                 samples += len(ref.expressions)
-                lines.write(json.dumps(ref.to_json(), ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+                lines.write(_line(ref))
         np.save(self.folder / f"{split}.index.npy", np.array(index, dtype=np.int64).reshape(-1, 3))
         counts = {"refs": len(index), "images": len(seen_images), "expressions": samples}
         self.manifest["splits"][split] = {**counts, "sha256": file_sha256(self.folder / f"{split}.jsonl")}
@@ -94,6 +94,16 @@ class PreparedWriter:
             shutil.rmtree(discarded)
         else:
             self.folder.replace(self.directory)
+
+
+def _line(ref: Ref) -> bytes:
+    try:
+        return json.dumps(ref.to_json(), ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    except UnicodeEncodeError as error:  # a JSON file may hold half of a surrogate pair, an emoji that was cut off
+        near = error.object[max(0, error.start - 20) : error.start].rpartition('"')[2]
+        raise VLFormerError(
+            f"ref {ref.ref_id} of {ref.image}: after {near!r} stands half a character: mend the text"
+        ) from error
 
 
 def refuse_existing(directory: Path, overwrite: bool) -> None:

@@ -127,13 +127,6 @@ def warp_mask(mask: View, matrix_23: Matrix, size: tuple[int, int]) -> NDArray[n
     return np.asarray(soft >= 128)
 
 
-def resize_mask(mask_HW: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """As `resize_image`, then a half decides."""
-    if mask_HW.shape == size:
-        return mask_HW
-    return np.asarray(resize_image(mask_HW.astype(np.uint8) * 255, size) >= 128)
-
-
 def scaling(source: tuple[int, int], target: tuple[int, int]) -> Matrix:
     """From the pixels of a picture of one height and width to those that they become in another."""
     y, x = target[0] / source[0], target[1] / source[1]

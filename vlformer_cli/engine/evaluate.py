@@ -17,8 +17,7 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 
-from vlformer_cli.data.dataset import images_of, ref_mask
-from vlformer_cli.data.images import read_image
+from vlformer_cli.data.dataset import images_of, ref_image, ref_mask
 from vlformer_cli.data.rle import encode_mask
 from vlformer_cli.data.store import PreparedSplit
 from vlformer_cli.engine.distributed import ALONE, World
@@ -146,7 +145,7 @@ def _evaluate_share(
 
 def _evaluate_image(predictor: Predictor, split: PreparedSplit, samples: Sequence[Sample]) -> Iterator[SampleResult]:
     """All expressions about one picture; the picture is looked at once."""
-    image_HW3 = read_image(split.image_path(samples[0].ref))
+    image_HW3 = ref_image(split, samples[0].ref)
     seen, size = predictor.look(image_HW3)
     for first in range(0, len(samples), AT_ONCE):
         chunk = samples[first : first + AT_ONCE]

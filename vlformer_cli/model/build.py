@@ -19,6 +19,7 @@ from vlformer_cli.model.decoder import Decoder, Heads
 from vlformer_cli.model.deform_attn import DeformableAttention
 from vlformer_cli.model.nearness import Nearness
 from vlformer_cli.model.pixel_decoder import (
+    GROUPS,
     EarlyFusion,
     EncoderLayer,
     FinestLevel,
@@ -45,10 +46,16 @@ def build_model(config: ModelConfig, *, pretrained: bool = True) -> VLFormer:
         raise VLFormerError(
             f"model.dim is {config.dim}; it must be a multiple of 32 and of model.heads ({config.heads})"
         )
+    if config.mask_dim % GROUPS:
+        raise VLFormerError(f"model.mask_dim is {config.mask_dim}; it must be a multiple of {GROUPS}")
     backbone = build_backbone(config.backbone, pretrained=pretrained)
+    text_encoder = build_text_encoder(config.text, dim=config.dim, pretrained=pretrained)
+    context = int(text_encoder.tower.context_length)  # type: ignore[arg-type]
+    if config.max_tokens > context:
+        raise VLFormerError(f"model.max_tokens is {config.max_tokens}; {config.text.name} reads {context} at most")
     return VLFormer(
         backbone=backbone,
-        text_encoder=build_text_encoder(config.text, dim=config.dim, pretrained=pretrained),
+        text_encoder=text_encoder,
         pixel_decoder=_pixel_decoder(config, backbone.channels),
         decoder=_decoder(config),
     )
@@ -135,6 +142,10 @@ def build_text_encoder(config: TextConfig, *, dim: int, pretrained: bool) -> Tex
 
 
 def _small_tower(config: TextConfig) -> TextTransformer:
+    if config.width % config.heads:
+        raise VLFormerError(
+            f"model.text.width is {config.width}; it must be a multiple of model.text.heads: {config.heads}"
+        )
     tower = TextTransformer(
         context_length=CLIP_CONTEXT,
         vocab_size=1,  # the table is replaced in the next line

@@ -21,7 +21,7 @@ def text_bars(title: str, bars: Bars, *, most: int = 12) -> str:
       2  4 ########################################
     """
     shown = dict(list(bars.items())[:most])
-    width, longest = max(map(len, shown), default=0), max(shown.values(), default=1)
+    width, longest = max(map(len, shown), default=0), max([1, *shown.values()])
     digits = len(str(longest))
     lines = [
         f"  {name:>{width}}  {count:>{digits}} {'#' * round(BAR * count / longest)}".rstrip()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vlformer_cli.data.images import image_size, read_mask
+from vlformer_cli.data.images import image_size, read_image, read_mask
 from vlformer_cli.data.rle import encode_mask, polygons_to_rle, rle_area, rle_bbox, union_rle
 from vlformer_cli.data.sources.coco import CocoAnnotation, CocoImage, CocoInstances, read_instances
 from vlformer_cli.data.sources.expressions import SUFFIXES, ExpressionRow, did_you_mean, read_expressions
@@ -42,18 +42,21 @@ def prepare_custom(
     images: Path,
     instances: Path | None,
     default_split: str = "train",
+    check_images: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Prepares the data set in `directory` and returns its manifest.
 
     The folder's name is `<dataset>-<split_by>`; without a dash, split_by is "custom". The pictures stay where they
-    are. Raises VLFormerError for whatever is wrong with the inputs, and then writes nothing.
+    are; their headers are read, `check_images` decodes them. Raises VLFormerError for whatever is wrong with the
+    inputs, and then writes nothing.
     """
     if not images.is_dir():
         raise VLFormerError(f"{images} is not a folder: name the folder of the pictures with --images")
     rows = read_expressions(expressions, default_split)
     coco = read_instances(instances) if instances is not None else None
-    refs = list(CustomRefs(expressions=expressions, images=images, instances=coco).refs(rows))
+    made = CustomRefs(expressions=expressions, images=images, instances=coco, check_images=check_images)
+    refs = list(made.refs(rows))
     dataset, _, split_by = directory.name.rpartition("-")
     names = (dataset, split_by) if dataset and split_by else (directory.name, "custom")
     with PreparedWriter(directory, dataset=names[0], split_by=names[1], overwrite=overwrite) as writer:
@@ -67,7 +70,10 @@ def prepare_custom(
 class CustomRefs:
     """Turns expression rows into refs: one per picture and set of annotations, with all their expressions."""
 
-    def __init__(self, *, expressions: Path, images: Path, instances: CocoInstances | None) -> None:
+    def __init__(
+        self, *, expressions: Path, images: Path, instances: CocoInstances | None, check_images: bool = False
+    ) -> None:
+        self.check_images = check_images
         self.masks_root, self.images_root = expressions.parent, images
         self.coco = instances if instances is not None else CocoInstances({}, {})
         self.has_instances = instances is not None
@@ -115,7 +121,8 @@ class CustomRefs:
         if name.is_absolute() or ".." in name.parts:
             raise VLFormerError(f"{row.place} has the image {row.image!r}: give a path below {self.images_root}")
         try:
-            height, width = image_size(self.images_root / name)
+            path = self.images_root / name
+            height, width = read_image(path).shape[:2] if self.check_images else image_size(path)
         except VLFormerError as error:
             raise VLFormerError(f"{row.place}: {error}") from error
         image = self.coco.images.get(row.image)

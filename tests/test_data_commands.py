@@ -57,6 +57,8 @@ def test_stats_of_a_split_without_masks(tmp_path: Path, run: Any, capsys: pytest
         prepare(tmp_path / f"{name}-me", refs)
         assert run("data", "stats", "--data", tmp_path / f"{name}-me", "--split", "val") == 0
         assert "< 1 %" in capsys.readouterr().out
+    assert run("data", "stats", "--data", tmp_path / "nothing-me", "--png", "chart.txt") == 1
+    assert "--png chart.txt: give a name that ends in .png" in capsys.readouterr().err
 
 
 def test_a_whole_data_set_has_no_problem(small_scenes: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlformer_cli.commands.common import Data, Dataset, Json, print_json, say
+from vlformer_cli.types import VLFormerError
 
 if TYPE_CHECKING:
     from vlformer_cli.data.store import PreparedSplit
@@ -29,6 +30,8 @@ def stats(
     from vlformer_cli.data.stats import split_stats
     from vlformer_cli.report.charts import save_charts, share_bars, text_bars
 
+    if png is not None and png.suffix.lower() != ".png":
+        raise VLFormerError(f"--png {png}: give a name that ends in .png")
     found = [split_stats(one) for one in open_splits(directory, dataset, split)]
     charts = {}
     for one in found:

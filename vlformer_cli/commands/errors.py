@@ -7,8 +7,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 
+from vlformer_cli.engine.attempt import attempt_folder
 from vlformer_cli.types import VLFormerError, one_line
 
 DEBUG_VARIABLE = "VLFORMER_DEBUG"
@@ -50,10 +50,9 @@ def run(app: Callable[[], object]) -> int:
 
 def _is_first_to_say(message: str) -> bool:
     """False in a process of a torchrun job for what another one of this machine has said already."""
-    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not error_file:
+    attempt = attempt_folder(os.environ)
+    if attempt is None:
         return True
-    attempt = Path(error_file).parents[1]  # the folder of all processes of this machine since the last restart
     try:
         (attempt / f"said-{hashlib.sha256(message.encode()).hexdigest()}").touch(exist_ok=False)
     except FileExistsError:

@@ -23,7 +23,7 @@ from vlformer_cli.model.text_encoder import Words
 from vlformer_cli.model.vlformer import VLFormer
 from vlformer_cli.types import VLFormerError, VLFormerOutput
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = ("fp32", "bf16")
 TOLERANCE = 1e-4
 """How far a folded backbone's features may be from the original's, as a part of their largest value."""
 ONEDNN = ("contract", "value_proj", "out_proj")
@@ -52,7 +52,7 @@ class Fast(nn.Module):
         if self.is_bfloat16:
             _in_bfloat16(model.backbone, FEW_PRODUCTS)
             _in_bfloat16(model.pixel_decoder)
-        if OneDnnLinear.is_there(DTYPES[precision]):
+        if OneDnnLinear.is_there(torch.bfloat16 if self.is_bfloat16 else torch.float32):
             for layer in model.pixel_decoder.encoder:
                 _use_onednn(layer, all_layers=not self.is_bfloat16)
 
@@ -88,7 +88,7 @@ def for_prediction(model: VLFormer, precision: str = "fp32", *, keep: bool = Tru
     `keep` False: `model` itself is changed and used, which saves the memory of a second one.
     Raises VLFormerError for another precision.
     """
-    if precision not in DTYPES:
+    if precision not in PRECISIONS:
         raise VLFormerError(f"precision is {precision!r}; it can be 'fp32' or 'bf16'")
     fast = (copy.deepcopy(model) if keep else model).eval().requires_grad_(False)
     fold_batch_norms(fast.backbone)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from vlformer_cli.engine.attempt import attempt_folder
 from vlformer_cli.engine.distributed import World
 from vlformer_cli.types import SettledError
 
@@ -29,10 +30,6 @@ def said_again(world: World, environment: Mapping[str, str]) -> Iterator[None]:
 
 
 def _note(environment: Mapping[str, str]) -> Path | None:
-    """In the job's own folder, which outlives a restart and not the job; None where torchrun has made none.
-
-    torchrun tells each process where to write its traceback: FOLDER/attempt_0/0/error.json.
-    """
-    file = Path(environment.get("TORCHELASTIC_ERROR_FILE", ""))
-    folder = file.parent.parent
-    return folder.parent / "settled.txt" if folder.name.startswith("attempt_") and folder.is_dir() else None
+    """In the job's own folder; None where there is no such job."""
+    folder = attempt_folder(environment)
+    return folder.parent / "settled.txt" if folder else None

@@ -17,10 +17,12 @@ import torch
 
 from vlformer_cli.data.store import file_sha256
 from vlformer_cli.engine.checkpoint import load_weights, save_weights
+from vlformer_cli.engine.initialise import FREE_FIELDS
 from vlformer_cli.engine.resume import differences
 from vlformer_cli.tree import to_tree
 from vlformer_cli.types import VLFormerError
 
+LEAKS = ("clean", "unknown", "leaky")  # the worse, the later
 UNCALIBRATED = {"temperature": 1.0, "score_shift": 0.0, "min_score": 0.0}
 
 
@@ -33,7 +35,8 @@ def average(first: Path, second: Path, share: float, output: Path) -> None:
         raise VLFormerError(f"--share is {share}: it is the second's part, from 0 to 1")
     one, other = load_weights(first), load_weights(second)
     plain, others = (replace(loaded.config, **UNCALIBRATED) for loaded in (one, other))
-    if changed := differences(to_tree(plain), to_tree(others)):
+    changed = [text for text in differences(to_tree(plain), to_tree(others)) if text.split()[0] not in FREE_FIELDS]
+    if changed:
         raise VLFormerError(f"{first} and {second} are different models: {'; '.join(changed)}")
     mine, theirs = one.model.state_dict(), other.model.state_dict()
     mixed = {
@@ -47,7 +50,9 @@ def average(first: Path, second: Path, share: float, output: Path) -> None:
     ]
     # what it was trained on is what both were trained on
     data = [source for loaded in (one, other) for source in loaded.manifest.get("data", [])]
-    start = one.manifest.get("initialisation") or {}
+    starts = [loaded.manifest.get("initialisation") or {} for loaded in (one, other)]
+    leak = max((start.get("leak", "unknown") for start in starts), key=LEAKS.index)
+    start = {**starts[0], "leak": leak}
     save_weights(output, one.model, plain, {"average_of": parents, "data": data, "initialisation": start})
 
 

@@ -108,19 +108,23 @@ def elsewhere(group: str, threads: int) -> list[Variant]:
     """The variants of a group, run by a process of their own: nobody trains and predicts in the same one, and what one
     of them does to the memory would be felt by the others."""
     command = [sys.executable, __file__, "--group", group, "--threads", str(threads)]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     assert process.stdout is not None
     ask, answers = process.stdin, process.stdout
 
+    def answer_of() -> str:
+        line = answers.readline()
+        if not line:
+            raise SystemExit(f"benchmark.py: the process of group {group} ended; why is above")
+        return line
+
     def seconds_of(number: int) -> float:
         ask.write(f"{number}\n")
         ask.flush()
-        return float(answers.readline())
+        return float(answer_of())
 
-    described = json.loads(answers.readline())
+    described = json.loads(answer_of())
     return [Variant(name, partial(seconds_of, n), goal, absolute) for n, (name, goal, absolute) in enumerate(described)]
 
 

@@ -23,10 +23,12 @@ def averaged(*words: object) -> subprocess.CompletedProcess[str]:
 
 def test_a_quarter_of_the_second(tmp_path: Path) -> None:
     paths = [tmp_path / f"{name}.safetensors" for name in ("first", "second", "average")]
+    finetuned = replace(SMALL, name="finetuned", backbone=replace(SMALL.backbone, frozen=("conv_stem",)))
     calibrated = replace(SMALL, temperature=1.5, score_shift=-3.0, min_score=0.2)
-    for number, (path, config) in enumerate(zip(paths, (calibrated, SMALL), strict=False)):
+    for number, (path, config) in enumerate(zip(paths, (calibrated, finetuned), strict=False)):
         torch.manual_seed(number)
-        save_weights(path, build_model(SMALL, pretrained=False), config, {"data": [{"name": f"scenes-{number}"}]})
+        manifest = {"data": [{"name": f"scenes-{number}"}], "initialisation": {"leak": ("clean", "leaky")[number]}}
+        save_weights(path, build_model(SMALL, pretrained=False), config, manifest)
     done = averaged(paths[0], paths[1], "--share", 0.25, "--output", paths[2])
     assert done.returncode == 0, done.stderr
     one, other, found = (load_weights(path) for path in paths)
@@ -42,6 +44,7 @@ def test_a_quarter_of_the_second(tmp_path: Path) -> None:
         (0.75, [{"name": "scenes-0"}]),
         (0.25, [{"name": "scenes-1"}]),
     ]
+    assert found.manifest["initialisation"]["leak"] == "leaky"
     assert found.manifest["data"] == [{"name": "scenes-0"}, {"name": "scenes-1"}]
 
 

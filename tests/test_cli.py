@@ -19,6 +19,8 @@ from pycocotools import mask as coco_mask
 
 from vlformer_cli.commands import errors
 from vlformer_cli.commands.common import print_json
+from vlformer_cli.commands.predict import split_words
+from vlformer_cli.engine import evaluate
 from vlformer_cli.engine.predict import Predictor
 
 
@@ -122,23 +124,25 @@ def test_long_text_small_and_large_pictures(
 
 
 @pytest.mark.parametrize(
-    ("words", "part"),
+    ("words", "part", "code"),
     [
-        (["predict", "x.jpg", "cup", "--weights", "missing.safetensors"], "missing.safetensors"),
-        (["predict", "x.jpg", "cup", "--device", "warp"], "'warp'"),
-        (["train", "--config", "missing.yaml"], "missing.yaml"),
-        (["eval", "--data", "nowhere"], "nowhere"),
-        (["eval", "--dataset", "nothing"], "prepare-data"),
-        (["eval"], "--data DIR or --dataset NAME"),
-        (["prepare-data", "cats"], "'cats'"),
-        (["prepare-data", "custom"], "--from DIR"),
-        (["prepare-data", "scenes", "--images", "many"], "'many'"),
+        (["predict", "x.jpg", "cup", "--weights", "missing.safetensors"], "missing.safetensors", 1),
+        (["predict", "x.jpg", "cup", "--device", "warp"], "'warp'", 1),
+        (["predict", "x.jpg", "cup", "--precision", "fp8"], "'fp8'", 2),
+        (["train", "--config", "missing.yaml"], "missing.yaml", 1),
+        (["eval", "--data", "nowhere"], "nowhere", 1),
+        (["eval", "--dataset", "nothing"], "prepare-data", 1),
+        (["eval"], "--data DIR or --dataset NAME", 2),
+        (["prepare-data", "cats"], "'cats'", 2),
+        (["prepare-data", "refcoco", "--split-by", "umd"], "'umd'", 2),
+        (["prepare-data", "custom"], "--from DIR", 2),
+        (["prepare-data", "scenes", "--images", "many"], "'many'", 2),
     ],
 )
 def test_every_error_is_one_line_with_the_value(
-    run: Any, words: list[str], part: str, capsys: pytest.CaptureFixture[str]
+    run: Any, words: list[str], part: str, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(*words) == 1
+    assert run(*words) == code
     captured = capsys.readouterr()
     assert captured.out == ""
     (line,) = captured.err.splitlines()
@@ -250,7 +254,7 @@ def test_an_evaluation_that_ends_early_leaves_the_earlier_one_whole(
 
     ask = Predictor.ask
     monkeypatch.setattr(Predictor, "ask", interrupted)
-    assert run(*words) == 130
+    assert run(*words) == 1
     assert len(calls) == 2
     assert {path.name: path.read_bytes() for path in Path("outputs/eval").iterdir()} == before
 
@@ -280,6 +284,29 @@ def test_a_package_that_is_half_removed_ends_nothing(
     assert "torch" in json.loads(capsys.readouterr().out)["packages"]
 
 
+def test_two_evaluations_at_a_time_write_whole_files(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    with evaluate._lines(path) as first:
+        first.write("1\n" * 5000)
+        with evaluate._lines(path) as second:
+            second.write("2\n" * 3000)
+        assert path.read_text() == "2\n" * 3000
+        first.write("1\n")
+    assert path.read_text() == "1\n" * 5001
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_ways_to_say_which_data_set_are_one_too_many(run: Any, tmp_path: Path, capsys: Any) -> None:
+    assert run("eval", "--data", tmp_path, "--dataset", "scenes") == 2
+    assert "both say which data set: give one of them" in capsys.readouterr().err
+
+
+def test_a_folder_of_the_expressions_name_is_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dog").mkdir()
+    assert split_words(["a.jpg", "dog"], ["cat"]) == ([Path("a.jpg")], ["dog", "cat"])
+
+
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp932", "utf-8"])
 def test_json_is_json_whatever_the_terminal_can_show(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     document = {"café 😀": ["\udcff", 1.5]}
@@ -293,7 +320,7 @@ def test_json_is_json_whatever_the_terminal_can_show(encoding: str, monkeypatch:
 
 
 def test_a_path_where_a_name_belongs_is_explained(run: Any, tmp_path: Path, capsys: Any) -> None:
-    assert run("eval", "--dataset", tmp_path) == 1
+    assert run("eval", "--dataset", tmp_path) == 2
     assert f"--dataset {str(tmp_path)!r} is a path, not a name: give --data {tmp_path}" in capsys.readouterr().err
 
 

@@ -396,5 +396,5 @@ def test_half_a_character_is_named(folder: Path) -> None:
 @pytest.mark.parametrize("option", ["--allow-count-mismatch", "--exclude-eval-images", "--only-needed"])
 @pytest.mark.parametrize("dataset", ["custom", "scenes"])
 def test_options_of_published_data_are_refused(run: Any, folder: Path, option: str, dataset: str, capsys: Any) -> None:
-    assert run("prepare-data", dataset, "--from", folder, option) == 1
+    assert run("prepare-data", dataset, "--from", folder, option) == 2
     assert f"vlformer: {option}: for published data sets; {dataset}" in capsys.readouterr().err

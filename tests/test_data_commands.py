@@ -51,13 +51,24 @@ def test_stats_by_hand(tmp_path: Path) -> None:
     assert stats.mask_shares == [pytest.approx(100 / 1200)] * 2
 
 
+def test_show_draws_what_it_can(tmp_path: Path, run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    split = prepare(tmp_path / "toy-me", [make_ref(1), make_ref(2, "b.png")])
+    (split.image_root / "b.png").unlink()
+    words = ("data", "show", "--data", tmp_path / "toy-me", "--split", "val")
+    assert run(*words, "--ref", 1, "--ref", 2) == 1
+    said = capsys.readouterr().err
+    assert "1 refs drawn in outputs/data.png" in said
+    assert "left out: ref 2: " in said
+    assert Path("outputs/data.png").is_file()
+
+
 def test_stats_of_a_split_without_masks(tmp_path: Path, run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     nothing = make_ref(3, segmentation=None, ann_ids=(), expressions=("dog",), sent_ids=(9,), category="")
     for name, refs in (("nothing", [nothing]), ("empty", [])):
         prepare(tmp_path / f"{name}-me", refs)
         assert run("data", "stats", "--data", tmp_path / f"{name}-me", "--split", "val") == 0
         assert "< 1 %" in capsys.readouterr().out
-    assert run("data", "stats", "--data", tmp_path / "nothing-me", "--png", "chart.txt") == 1
+    assert run("data", "stats", "--data", tmp_path / "nothing-me", "--png", "chart.txt") == 2
     assert "--png chart.txt: give a name that ends in .png" in capsys.readouterr().err
 
 

@@ -83,18 +83,20 @@ def test_two_processes_give_the_losses_of_one_whoever_starts_them(
 def test_two_processes_whose_words_come_first(job: Config, tmp_path: Path) -> None:
     model = replace(job.model, pointer=True, anchors=True, mix_levels=True)
     assert job.data is not None
-    data = replace(job.data, images_while_words_first=6)
+    data = replace(job.data, images_per_step=3, images_while_words_first=5)  # not to be shared evenly
     staged = replace(job, model=model, data=data, train=replace(job.train, words_first=8, words_first_lr_scale=0.5))
     train(staged, tmp_path / "one")
     code, said = finish(start(write_config(staged, tmp_path / "config.yaml"), tmp_path / "two", "--gpus", "2"))
     assert code == 0, said
-    assert "; words first: 8 of them, of 6 pictures" in said
+    assert "each of 3 pictures (processes 2 x forwards 1 x pictures 1 or 2)" in said
+    assert "; words first: 8 of them, of 5 pictures" in said
     assert_same_numbers(tmp_path / "two", tmp_path / "one")
 
 
 def test_accumulated_forwards_give_the_losses_of_one(job: Config, one_process: Path, tmp_path: Path) -> None:
-    train(replace(job, train=replace(job.train, accumulate=2)), tmp_path / "two")
-    assert_same_numbers(tmp_path / "two", one_process)
+    for forwards in (2, 3):  # 3: the first of them takes two of the four pictures
+        train(replace(job, train=replace(job.train, accumulate=forwards)), tmp_path / str(forwards))
+        assert_same_numbers(tmp_path / str(forwards), one_process)
 
 
 def test_a_killed_worker_is_brought_back_from_the_last_checkpoint(job: Config, tmp_path: Path) -> None:
@@ -283,6 +285,6 @@ def test_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) ->
         Job(gpus=8).check("cuda")
 
 
-def test_pictures_that_cannot_be_shared_evenly_are_refused(job: Config, tmp_path: Path) -> None:
-    with pytest.raises(VLFormerError, match=r"images_per_step is 4, which 1 processes x 3 forwards.*multiple of 3"):
-        train(replace(job, train=replace(job.train, accumulate=3)), tmp_path / "run")
+def test_fewer_pictures_than_processes_and_forwards_are_refused(job: Config, tmp_path: Path) -> None:
+    with pytest.raises(VLFormerError, match=r"images_per_step is 4, fewer than 1 processes x 5 forwards.* 5 or more"):
+        train(replace(job, train=replace(job.train, accumulate=5)), tmp_path / "run")

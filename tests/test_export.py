@@ -14,6 +14,7 @@ import timm
 import torch
 from skimage import data
 from small_model import SMALL
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from vlformer_cli.config import BackboneConfig
@@ -22,7 +23,7 @@ from vlformer_cli.data.transforms import resize_image
 from vlformer_cli.engine import export
 from vlformer_cli.engine.checkpoint import LoadedModel, load_weights
 from vlformer_cli.engine.engines import INPUTS, OUTPUTS, Run
-from vlformer_cli.engine.graph import exportable
+from vlformer_cli.engine.graph import EvenSizeConv, exportable
 from vlformer_cli.engine.graph_swin import FreeSizeBlock
 from vlformer_cli.model.backbone import Backbone
 from vlformer_cli.model.build import build_model
@@ -161,17 +162,41 @@ class Sums(nn.Module):
         ) + image_index
 
 
+def test_an_exported_graph_is_compared_with_the_model_itself(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in that computes something else is found, as the model that it stands in for is what it has to equal."""
+
+    class Wrong(EvenSizeConv):
+        def __init__(self, conv: nn.Conv2d) -> None:
+            super().__init__(conv)
+            self.margins = tuple(margin + 2 * (place % 2) - 1 for place, margin in enumerate(self.margins))
+
+    monkeypatch.setattr("vlformer_cli.engine.graph.EvenSizeConv", Wrong)
+    with pytest.raises(VLFormerError, match=r"differs from torch by"):
+        export.export_torch(loaded, tmp_path / "wrong.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (5, 2), (3, 4)])
+def test_even_sizes_are_padded_as_timm_does(kernel: int, stride: int) -> None:
+    conv = Conv2dSame(3, 4, kernel, stride=stride)
+    x = torch.randn(2, 3, 32, 64)
+    torch.testing.assert_close(EvenSizeConv(conv)(x), conv(x))
+
+
 def test_a_file_that_differs_is_not_written(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if an exporter had got something wrong: what it ran is not what torch computes."""
     monkeypatch.setattr(export, "Exported", Sums)
+    monkeypatch.setattr(export, "plain", lambda model: lambda inputs: Sums(model)(*inputs))
     assert export.export_torch(loaded, tmp_path / "right.pt2").difference < export.TOLERANCE
     (tmp_path / "right.pt2").unlink()
     check = export.check
 
-    def wrong(module: nn.Module, run: Run) -> float:
-        return check(module, lambda inputs: tuple(y + 0.01 for y in run(inputs)))
+    def wrong(reference: Run, run: Run) -> float:
+        return check(reference, lambda inputs: tuple(y + 0.01 for y in run(inputs)))
 
     monkeypatch.setattr(export, "check", wrong)
     with pytest.raises(VLFormerError, match=r"differs from torch by 1\.0e-02 in logits.*not written"):

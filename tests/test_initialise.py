@@ -529,6 +529,7 @@ def test_a_checkpoint_leaks_by_the_classes_that_it_knows(
         ({"leak": "clean"}, ["refcoco-unc"], "unknown"),
         ({"leak": "clean"}, ["scenes-seed0", "refcoco-unc"], "unknown"),
         ({"leak": "clean"}, ["scenes-seed0", "scenes-directions-seed0"], "clean"),
+        ({"leak": "clean"}, ["scenes-seed0", "scenes-photos-seed1"], "unknown"),
         ({"leak": "clean"}, [], "unknown"),
         (None, ["scenes-seed0"], "unknown"),
     ],
@@ -543,7 +544,7 @@ def test_a_vlformer_file_leaks_by_what_it_started_from_and_was_trained_on(
     assert (table.kind, table.leak) == ("vlformer", leak)
 
 
-def test_the_embedded_model_is_a_clean_start_however_its_parts_are_to_be_trained() -> None:
+def test_the_embedded_model_is_a_start_however_its_parts_are_to_be_trained() -> None:
     config = load_weights(EMBEDDED).config
     tuned = replace(
         config,
@@ -552,7 +553,7 @@ def test_the_embedded_model_is_a_clean_start_however_its_parts_are_to_be_trained
         backbone=replace(config.backbone, weights="none", frozen=(), freeze_norm=False),
     )
     model, table = initialised("embedded", tuned)
-    assert (table.leak, rows(table, "new"), rows(table, "not used")) == ("clean", {}, {})
+    assert (table.leak, rows(table, "new"), rows(table, "not used")) == ("unknown", {}, {})  # photographs of COCO
     for name, tensor in load_weights(EMBEDDED).model.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
     with pytest.raises(VLFormerError, match="init embedded is another model: queries was 5, is 6"):
@@ -648,9 +649,11 @@ def test_open_clips_weights_that_do_not_fit_or_cannot_be_had_are_refused(monkeyp
     ):
         initialised("open_clip:ViT-B-16/laion2b_s34b_b88k", small)
     with pytest.raises(
-        VLFormerError, match=r"QuickGELU.*say open_clip:ViT-B-16-quickgelu/openai, and set model.text.name"
+        VLFormerError, match=r"QuickGELU.*say ViT-B-16-quickgelu for it, in model.text.name and in init"
     ):
         initialised("open_clip:ViT-B-16/openai", large)
+    with pytest.raises(VLFormerError, match=r"ViT-B-16/openai was trained with QuickGELU"):  # by the config's own way
+        build_model(replace(large, text=TextConfig(name="ViT-B-16", weights="openai")))
     with pytest.raises(VLFormerError, match="open_clip has no model 'ViT-Z'"):
         initialised("open_clip:ViT-Z/openai", small)
 

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from scipy.special import expit, logit
 
+from vlformer_cli.config import load_config
 from vlformer_cli.engine.checkpoint import load_weights
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -155,3 +156,12 @@ def test_icons_are_drawn_with_the_glyphs_that_the_style_sheet_names(tmp_path: Pa
     assert len(drawn) == len(names)
     widths = {name: int(np.ptp(np.flatnonzero(solid.any(0)))) for name, solid in drawn.items()}
     assert widths["mdi-key"] < widths["mdi-kite"] / 2  # an I beside an M
+
+
+def test_the_slurm_example_has_a_picture_for_each_task() -> None:
+    script = (SCRIPTS / "train.slurm").read_text()
+    nodes, tasks = (int(re.findall(rf"#SBATCH --{name}=(\d+)", script)[0]) for name in ("nodes", "ntasks-per-node"))
+    (config,) = re.findall(r"CONFIG:-([^}]+)\}", script)
+    data = load_config(SCRIPTS.parent / config).data
+    assert data is not None
+    assert data.images_per_step >= nodes * tasks

@@ -238,7 +238,7 @@ def test_a_batch_is_a_function_of_seed_and_step(toy: Path) -> None:
     assert not same(kept[0], kept[1])
 
 
-@pytest.mark.parametrize(("size", "forwards"), [(1, 1), (2, 1), (1, 4), (2, 2), (4, 1)])
+@pytest.mark.parametrize(("size", "forwards"), [(1, 1), (2, 1), (1, 4), (2, 2), (4, 1), (3, 1), (1, 3)])
 def test_a_step_is_the_same_however_it_is_dealt(toy: Path, size: int, forwards: int) -> None:
     """Pictures, masks, expressions and their slots, by slot; and the seed of the loss's points."""
     wild = Augmentation(short_sides=(40,), max_side=96, rotate_degrees=15.0, colour_jitter=0.2, shift=0.1)
@@ -252,18 +252,20 @@ def test_a_step_is_the_same_however_it_is_dealt(toy: Path, size: int, forwards: 
     for step in range(3):
         whole = by_slot(batches(source(toy), images=4, each=3, augmentation=wild)[step])
         parts: dict[int, tuple[Any, ...]] = {}
+        shares: list[int] = []
         for rank in range(size):
             deal = Deal(rank, size, forwards)
             dealt = TrainingBatches.__getitem__(
                 batches(source(toy), images=4, each=3, augmentation=wild, deal=deal), step
             )
-            assert [len(batch.images) for batch in dealt] == [4 // (size * forwards)] * forwards
+            shares += [len(batch.images) for batch in dealt]
             for batch in dealt:
                 assert not parts.keys() & by_slot(batch).keys()
                 parts |= by_slot(batch)
         assert parts == whole
-    with pytest.raises(VLFormerError, match=r"images_per_step is 4, which 3 processes x 1 forwards .* multiple of 3"):
-        batches(source(toy), images=4, deal=Deal(size=3))
+        assert (len(shares), sum(shares), max(shares) - min(shares)) == (size * forwards, 4, 4 % (size * forwards) > 0)
+    with pytest.raises(VLFormerError, match=r"images_per_step is 4, fewer than 5 processes x 1 forwards .* 5 or more"):
+        batches(source(toy), images=4, deal=Deal(size=5))
 
 
 def test_each_picture_is_drawn_once_per_epoch(toy: Path) -> None:

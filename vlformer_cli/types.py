@@ -21,6 +21,10 @@ class VLFormerError(ValueError):
     """What a user can cause and mend: the message names the value that was wrong and the remedy."""
 
 
+class UsageError(VLFormerError):
+    """The command was given words that go with no meaning."""
+
+
 class NotPreparedError(VLFormerError):
     """There is no prepared data set where one is named."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlformer_cli.commands.common import Data, Dataset, Json, print_json, say
-from vlformer_cli.types import VLFormerError
+from vlformer_cli.types import UsageError, VLFormerError
 
 if TYPE_CHECKING:
     from vlformer_cli.data.store import PreparedSplit
@@ -31,7 +31,7 @@ def stats(
     from vlformer_cli.report.charts import save_charts, share_bars, text_bars
 
     if png is not None and png.suffix.lower() != ".png":
-        raise VLFormerError(f"--png {png}: give a name that ends in .png")
+        raise UsageError(f"--png {png}: give a name that ends in .png")
     found = [split_stats(one) for one in open_splits(directory, dataset, split)]
     charts = {}
     for one in found:
@@ -92,9 +92,19 @@ def show(
 
     (one,) = open_splits(directory, dataset, split)
     chosen = refs_by_id(one, refs) if refs else random_refs(one, count, seed)
-    rows = [("\n".join([f"ref {ref.ref_id}", *ref.expressions]), ref_image(one, ref), ref_mask(ref)) for ref in chosen]
-    save_image(contact_sheet(rows, panel="overlay"), output)
-    say(f"{one.name}: {len(rows)} refs drawn in {output}")
+    rows, failures = [], []
+    for ref in chosen:
+        try:
+            rows.append(("\n".join([f"ref {ref.ref_id}", *ref.expressions]), ref_image(one, ref), ref_mask(ref)))
+        except VLFormerError as error:
+            failures.append(f"ref {ref.ref_id}: {error}")
+    if rows:
+        save_image(contact_sheet(rows, panel="overlay"), output)
+        say(f"{one.name}: {len(rows)} refs drawn in {output}")
+    for failure in failures:
+        say(f"vlformer: left out: {failure}")
+    if failures:
+        raise typer.Exit(1)
 
 
 def open_splits(directory: Path | None, dataset: str | None, split: str | None) -> list[PreparedSplit]:

@@ -9,9 +9,10 @@ import traceback
 from collections.abc import Callable
 
 from vlformer_cli.engine.attempt import attempt_folder
-from vlformer_cli.types import VLFormerError, one_line
+from vlformer_cli.types import UsageError, VLFormerError, one_line
 
 DEBUG_VARIABLE = "VLFORMER_DEBUG"
+INTERRUPTED = 130  # what Typer makes of Ctrl-C inside a command
 HEADLESS = "pip uninstall opencv-python, then pip install opencv-python-headless"
 LIBRARY_PACKAGES = {"libGL": "libgl1", "libgthread": "libglib2.0-0", "libglib": "libglib2.0-0", "libxcb": "libxcb1"}
 """Libraries that opencv-python needs and bare servers lack -> the Debian package that holds each."""
@@ -34,6 +35,8 @@ def run(app: Callable[[], object]) -> int:
     try:
         app()
     except SystemExit as end:
+        if end.code == INTERRUPTED:
+            return fail("interrupted")
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:
         return fail("interrupted")
@@ -44,7 +47,8 @@ def run(app: Callable[[], object]) -> int:
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exc()
         message = _message(error)
-        return fail(message) if _is_first_to_say(message) else 1
+        code = 2 if isinstance(error, UsageError) else 1
+        return fail(message, code) if _is_first_to_say(message) else code
     return 0
 
 
@@ -62,10 +66,10 @@ def _is_first_to_say(message: str) -> bool:
     return True
 
 
-def fail(message: str) -> int:
-    """Prints the message, one line but for the tables that an error of ours may hold, and returns exit code 1."""
+def fail(message: str, code: int = 1) -> int:
+    """Prints the message, one line but for the tables that an error of ours may hold, and returns the exit code."""
     print(f"vlformer: {message}", file=sys.stderr)
-    return 1
+    return code
 
 
 def _message(error: Exception) -> str:

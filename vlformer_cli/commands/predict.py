@@ -73,7 +73,7 @@ def split_words(words: list[str], more: list[str]) -> tuple[list[Path], list[str
 def _names_a_picture(word: str) -> bool:
     """A picture that is not there is a picture all the same, so that the message names it."""
     try:
-        exists = bool(word.strip()) and Path(word).exists()
+        exists = bool(word.strip()) and Path(word).is_file()
     except OSError:  # longer than file names can be
         return False
     return exists or Path(word).suffix.lower() in PICTURE_ENDINGS

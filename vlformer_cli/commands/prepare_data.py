@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from vlformer_cli.commands.common import say
-from vlformer_cli.types import VLFormerError
+from vlformer_cli.types import UsageError
 
 
 def prepare_data(
@@ -84,12 +84,12 @@ def prepare_data(
     published |= {"--only-needed": only_needed, "--check-images": check_images and dataset == "scenes"}
     if dataset in ("scenes", "custom") and any(published.values()):
         said = ", ".join(name for name, value in published.items() if value)
-        raise VLFormerError(f"{said}: for published data sets; {dataset} has nothing that it could mean")
+        raise UsageError(f"{said}: for published data sets; {dataset} has nothing that it could mean")
     drawn = {"--scenario": scenario != "mix", "--bent": bent, "--no-target": no_target, "--stickers": stickers}
     drawn |= {"--reworded": reworded}
     if dataset != "scenes" and any(drawn.values()):
         said = ", ".join(name for name, value in drawn.items() if value)
-        raise VLFormerError(f"{said}: for `prepare-data scenes` alone; {dataset} is not drawn")
+        raise UsageError(f"{said}: for `prepare-data scenes` alone; {dataset} is not drawn")
     if dataset == "scenes":
         directory = root / (f"scenes-seed{seed}" if scenario == "mix" else f"scenes-{scenario}-seed{seed}")
         recipe = {"size": size, "scenario": scenario, "bent": bent, "no_target": no_target, "reworded": reworded}
@@ -116,7 +116,7 @@ def _scenes(
     from vlformer_cli.report.progress import ProgressLine
 
     if not images.isdecimal() or int(images) < 1:
-        raise VLFormerError(f"--images {images!r} is not a number of scenes to draw, such as 2000")
+        raise UsageError(f"--images {images!r} is not a number of scenes to draw, such as 2000")
     with ProgressLine("drawing scenes", int(images)) as line:
         generate_scenes(
             directory,
@@ -133,7 +133,7 @@ def _custom(directory: Path, source: Path | None, images: str | None, overwrite:
     from vlformer_cli.data.sources.custom import find_custom_inputs, prepare_custom
 
     if source is None:
-        raise VLFormerError("prepare-data custom needs --from DIR, the folder with expressions.csv, .json or .jsonl")
+        raise UsageError("prepare-data custom needs --from DIR, the folder with expressions.csv, .json or .jsonl")
     expressions, instances, pictures = find_custom_inputs(source)
     prepare_custom(
         directory,

@@ -10,7 +10,7 @@ from vlformer_cli.data.cache import PictureCache
 from vlformer_cli.data.dataset import Deal, FirstStage, TrainingBatches, WeightedSplit
 from vlformer_cli.data.store import PreparedSplit
 from vlformer_cli.data.transforms import Augmentation
-from vlformer_cli.types import VLFormerError
+from vlformer_cli.types import UsageError, VLFormerError
 
 
 def data_root() -> Path:
@@ -20,13 +20,15 @@ def data_root() -> Path:
 
 def find_dataset(directory: Path | None, name: str | None) -> Path:
     """`directory`, or the one data set `<data root>/<name>-*`; raises VLFormerError where there are none or several."""
+    if directory is not None and name is not None:
+        raise UsageError(f"--data {directory} and --dataset {name} both say which data set: give one of them")
     if directory is not None:
         return directory
     root = data_root()
     if name is None:
-        raise VLFormerError("say which data set: --data DIR or --dataset NAME")
+        raise UsageError("say which data set: --data DIR or --dataset NAME")
     if Path(name).is_absolute():
-        raise VLFormerError(f"--dataset {name!r} is a path, not a name: give --data {name}")
+        raise UsageError(f"--dataset {name!r} is a path, not a name: give --data {name}")
     if (root / name / "manifest.json").exists():
         return root / name
     found = sorted(path.parent for path in root.glob(f"{name}-*/manifest.json"))

@@ -47,23 +47,27 @@ class Deal:
     """Forwards (and backwards) of each process for one optimiser step."""
 
     def slots(self, images_per_step: int) -> list[range]:
-        """For each forward, the numbers of its pictures within the step.
+        """For each forward, the numbers of its pictures within the step; where they cannot be shared evenly, the first
+        ones have one more.
 
         >>> Deal(rank=1, size=2, forwards=2).slots(8)
         [range(2, 4), range(6, 8)]
+        >>> [Deal(rank, size=4).slots(6) for rank in range(4)]
+        [[range(0, 2)], [range(2, 4)], [range(4, 5)], [range(5, 6)]]
         """
-        each = images_per_step // (self.size * self.forwards)
-        starts = [(forward * self.size + self.rank) * each for forward in range(self.forwards)]
-        return [range(start, start + each) for start in starts]
+        each, rest = divmod(images_per_step, self.size * self.forwards)
+        parts = [forward * self.size + self.rank for forward in range(self.forwards)]
+        return [range(part * each + min(part, rest), (part + 1) * each + min(part + 1, rest)) for part in parts]
 
-    def refuse_uneven(self, images_per_step: int, first_stage: FirstStage) -> None:
-        """Raises VLFormerError where a step's pictures cannot be shared evenly."""
+    def refuse_too_few(self, images_per_step: int, first_stage: FirstStage) -> None:
+        """Raises VLFormerError where there is not a picture for each."""
+        least = self.size * self.forwards
         fields = {"images_per_step": images_per_step, "images_while_words_first": first_stage.images_per_step}
         for name, images in fields.items():
-            if images % (self.size * self.forwards):
+            if images < least and (images or name == "images_per_step"):
                 raise VLFormerError(
-                    f"data.{name} is {images}, which {self.size} processes x {self.forwards} forwards "
-                    f"(train.accumulate) cannot share evenly: make it a multiple of {self.size * self.forwards}"
+                    f"data.{name} is {images}, fewer than {self.size} processes x {self.forwards} forwards "
+                    f"(train.accumulate): make it {least} or more"
                 )
 
 
@@ -116,7 +120,7 @@ class TrainingBatches(Dataset[tuple[Batch, ...]]):
         self.images_per_step, self.expressions_per_image = images_per_step, expressions_per_image
         self.max_tokens, self.steps, self.seed, self.mirror, self.deal = max_tokens, steps, seed, mirror, deal
         self.cache, self.first_stage = cache, first_stage
-        deal.refuse_uneven(images_per_step, first_stage)
+        deal.refuse_too_few(images_per_step, first_stage)
         for source in self.sources:
             if source.split.num_images == 0:
                 raise VLFormerError(f"{source.split.directory}: split {source.split.split} is empty")

@@ -93,17 +93,18 @@ def _made_up(config: Config, step: int) -> tuple[Batch, ...]:
     height, width = fitted_size(
         *MADE_UP_SIZE, max(data.short_sides or (model.short_side,)), data.max_side or model.max_side
     )
-    Deal(forwards=config.train.accumulate).refuse_uneven(data.images_per_step, first_stage_of(config))
+    deal, stage = Deal(forwards=config.train.accumulate), first_stage_of(config)
+    deal.refuse_too_few(data.images_per_step, stage)
     count = data.expressions_per_image
     masks = np.zeros((count, height, width), dtype=np.bool_)
     masks[:, : height // 3, : width // 3] = True
     ref = Ref("", 0, width, height, 0, (0,), "", (0, 0, width // 3, height // 3), None, (), ())
     samples = tuple(Sample(ref, f"the {n} red cup left of the big brown bottle", n, "") for n in range(count))
-    pictures = first_stage_of(config).pictures(step, data.images_per_step)[0] // config.train.accumulate
-    groups = [
-        ImageGroup(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), masks, samples) for _ in range(pictures)
+    forwards = [
+        [ImageGroup(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), masks, samples) for _ in slots]
+        for slots in deal.slots(stage.pictures(step, data.images_per_step)[0])
     ]
-    return tuple(collate(groups, model.max_tokens) for _ in range(config.train.accumulate))
+    return tuple(collate(groups, model.max_tokens) for groups in forwards)
 
 
 def _parameter_lines(model: VLFormer) -> list[str]:

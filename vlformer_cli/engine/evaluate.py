@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import torch
 from vlformer_cli.data.dataset import images_of, ref_image, ref_mask
 from vlformer_cli.data.rle import encode_mask
 from vlformer_cli.data.store import PreparedSplit
+from vlformer_cli.engine.checkpoint import PARTIAL
 from vlformer_cli.engine.distributed import ALONE, World
 from vlformer_cli.engine.predict import AT_ONCE, Predictor
 from vlformer_cli.metrics import SampleScore, Summary, score, summarise_by, summarise_scores
@@ -195,10 +197,12 @@ def _lines(path: Path | None) -> Iterator[TextIO]:
             yield nowhere
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}{PARTIAL}", dir=path.parent)  # two evaluations at a time
+    partial = Path(name)
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
             yield file
+        partial.chmod(0o644)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

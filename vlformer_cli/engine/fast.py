@@ -21,7 +21,7 @@ from vlformer_cli.model.deform_attn import DeformableAttention
 from vlformer_cli.model.pixel_decoder import ImageFeatures
 from vlformer_cli.model.text_encoder import Words
 from vlformer_cli.model.vlformer import VLFormer
-from vlformer_cli.types import VLFormerError, VLFormerOutput
+from vlformer_cli.types import UsageError, VLFormerOutput
 
 PRECISIONS = ("fp32", "bf16")
 TOLERANCE = 1e-4
@@ -89,7 +89,7 @@ def for_prediction(model: VLFormer, precision: str = "fp32", *, keep: bool = Tru
     Raises VLFormerError for another precision.
     """
     if precision not in PRECISIONS:
-        raise VLFormerError(f"precision is {precision!r}; it can be 'fp32' or 'bf16'")
+        raise UsageError(f"precision is {precision!r}; it can be 'fp32' or 'bf16'")
     fast = (copy.deepcopy(model) if keep else model).eval().requires_grad_(False)
     fold_batch_norms(fast.backbone)
     for part in (fast.backbone.net, fast.pixel_decoder):

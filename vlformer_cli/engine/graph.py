@@ -47,7 +47,7 @@ class EvenSizeConv(nn.Module):
         super().__init__()
         self.conv = conv
         reach = [(k - 1) * d + 1 for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
-        total_y, total_x = (r - s for r, s in zip(reach, conv.stride, strict=True))
+        total_y, total_x = (max(0, r - s) for r, s in zip(reach, conv.stride, strict=True))
         self.margins = (total_x // 2, total_x - total_x // 2, total_y // 2, total_y - total_y // 2)
 
     def forward(self, x: Tensor) -> Tensor:

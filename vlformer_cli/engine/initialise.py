@@ -114,12 +114,13 @@ def _vlformer(config: Config, path: Path) -> _Offer:
 
 def _leak_of(loaded: LoadedModel) -> tuple[Leak, str]:
     if loaded.path == EMBEDDED:
-        return "clean", "trained on drawn scenes from ImageNet weights"
+        return "unknown", "trained on drawn scenes and 96 photographs of COCO, which may be evaluation pictures"
     start = (loaded.manifest.get("initialisation") or {}).get("leak")
     if start == "leaky":
         return "leaky", "it was trained from leaky weights itself"
     data = [source.get("name", "?") for source in loaded.manifest.get("data", [])]
-    if start == "clean" and data and all(name.startswith("scenes-") for name in data):
+    drawn = [name.startswith("scenes-") and not name.startswith("scenes-photos-") for name in data]
+    if start == "clean" and drawn and all(drawn):
         return "clean", "trained on drawn scenes from clean weights"
     return "unknown", f"trained on {', '.join(data) or 'data that the file does not name'}"
 
@@ -160,23 +161,11 @@ def _open_clip(config: ModelConfig, name: str) -> _Offer:
             f"init open_clip:{name} does not fit the text tower {config.text.name!r}: set model.text.name to "
             f"{architecture!r}"
         )
-    _refuse_other_activation(architecture, tag)
     source = TextConfig(name=architecture, weights=tag)
     found = build_text_encoder(source, dim=config.dim, pretrained=True).tower.state_dict()
     built = replace(config, text=replace(config.text, weights="none"))
     taken = {f"text_encoder.tower.{n}": tensor for n, tensor in found.items()}
     return _Offer("open_clip", build_model(built), built, taken, leak=_leak_of_backbone(config.backbone))
-
-
-def _refuse_other_activation(architecture: str, tag: str) -> None:
-    """open_clip lists OpenAI's weights under a name with GELU too, but they were trained with QuickGELU."""
-    listed, settings = open_clip.get_pretrained_cfg(architecture, tag), open_clip.get_model_config(architecture)
-    if listed and settings and listed.get("quick_gelu", False) and not settings.get("quick_gelu", False):
-        other = f"{architecture}-quickgelu"
-        raise VLFormerError(
-            f"init open_clip:{architecture}/{tag}: those weights were trained with QuickGELU, which {architecture} "
-            f"does not have: say open_clip:{other}/{tag}, and set model.text.name to {other}"
-        )
 
 
 def _tower_settings(name: str) -> dict[str, Any] | None:

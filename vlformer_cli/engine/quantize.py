@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlformer_cli.config import ModelConfig
-from vlformer_cli.data.dataset import images_of
-from vlformer_cli.data.images import read_image
+from vlformer_cli.data.dataset import images_of, ref_image
 from vlformer_cli.data.scenes.generate import Recipe, draw_scene
 from vlformer_cli.data.store import PreparedSplit
 from vlformer_cli.engine.engines import INPUTS, Inputs
 from vlformer_cli.engine.predict import STRIDE, Engine, Predictor
 from vlformer_cli.metrics import overlap
+from vlformer_cli.report.say import say
 from vlformer_cli.types import VLFormerError, VLFormerOutput
 
 PICTURES = 24  # half of them to calibrate on, half to measure on
@@ -104,9 +104,14 @@ def split_questions(split: PreparedSplit, pictures: int = PICTURES) -> Questions
         if len(asked) == pictures:
             break
         texts = tuple(sample.expression for sample in samples[:PER_PICTURE])
-        asked.append(Question(read_image(split.image_path(samples[0].ref)), texts))
+        try:
+            asked.append(Question(ref_image(split, samples[0].ref), texts))
+        except VLFormerError as error:
+            say(f"vlformer: left out: {error}")
     if len(asked) < 2:
-        raise VLFormerError(f"{split.name} has {len(asked)} pictures: int8 needs 2, to calibrate and to measure")
+        raise VLFormerError(
+            f"{split.name} has {len(asked)} pictures that can be read: int8 needs 2, to calibrate and to measure"
+        )
     return Questions(f"{len(asked) // 2} of the first {len(asked)} pictures of {split.name}", tuple(asked))
 
 

@@ -75,13 +75,14 @@ class Run:
         """Says what this run is about to do, and where its weights came from."""
         settings, data = self.config.train, self.config.data
         assert data is not None
-        share = data.images_per_step // (self.world.size * settings.accumulate)
+        share, rest = divmod(data.images_per_step, self.world.size * settings.accumulate)
+        each = f"{share} or {share + 1}" if rest else str(share)
         stage = first_stage_of(self.config)
         pictures, _ = stage.pictures(0, data.images_per_step)
         words_first = f"; words first: {stage.steps} of them, of {pictures} pictures" if stage.steps else ""
         say(
             f"{self.config.model.name}: {settings.steps} steps on {self.device.type}, each of {data.images_per_step} "
-            f"pictures (processes {self.world.size} x forwards {settings.accumulate} x pictures {share}) with up to "
+            f"pictures (processes {self.world.size} x forwards {settings.accumulate} x pictures {each}) with up to "
             f"{data.expressions_per_image} expressions{words_first}"
         )
         if self.device.type == "cuda" and settings.cuda_graphs:

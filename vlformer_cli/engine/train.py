@@ -77,7 +77,8 @@ def train(
         name, quiet = config.model.name, not world.is_first
         with run, TrainDisplay(name, settings.steps, quiet=quiet) as display, closing(run.batches()) as dealt:
             checkpoint_takes = run.state_bytes / SLOW_DISK
-            stop.took("evaluation", run.catch_up())
+            with display.paused():
+                stop.took("evaluation", run.catch_up())
             done: float | None = None
             for loaded in dealt:
                 # a step begins with the wait for its batch; the first one's is for processes that start
@@ -98,7 +99,8 @@ def train(
                 if run.due(settings.save_every):
                     stop.took("checkpoint", run.save())
                 if run.due(settings.eval_every):
-                    stop.took("evaluation", run.evaluate())
+                    with display.paused():
+                        stop.took("evaluation", run.evaluate())
                 done = time.monotonic()
             stop.agree(world.gather(stop.reason))
             return finish(run, None if run.is_finished else stop)

@@ -173,9 +173,20 @@ def _open_clip_tower(config: TextConfig, pretrained: bool) -> TextTransformer:
         )
     tower = _random_tower(settings)
     if pretrained and config.weights != "none":
+        _refuse_other_activation(config.name, config.weights)
         tower.load_state_dict(_trained_text(config))
     tower.text_projection = None  # belongs to the pooled feature, which is not used here
     return tower
+
+
+def _refuse_other_activation(name: str, tag: str) -> None:
+    """open_clip lists OpenAI's weights under a name with GELU too, but they were trained with QuickGELU."""
+    listed, settings = open_clip.get_pretrained_cfg(name, tag), open_clip.get_model_config(name)
+    if listed and settings and listed.get("quick_gelu", False) and not settings.get("quick_gelu", False):
+        raise VLFormerError(
+            f"open_clip's {name}/{tag} was trained with QuickGELU, which {name} does not have: say {name}-quickgelu "
+            "for it, in model.text.name and in init"
+        )
 
 
 def _random_tower(settings: dict[str, Any]) -> TextTransformer:

@@ -11,7 +11,7 @@ COLOURS = ("#1478ff", "#ff7814", "#14a05a", "#a03cc8", "#8c8c14")
 
 
 def save_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Losses, learning rate and validation metrics over the steps. Nothing is written where there are no rows."""
+    """Losses, learning rate and validation metrics over the steps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -54,6 +55,20 @@ class TrainDisplay:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._live is not None:
             self._live.stop()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, the terminal is another's: an evaluation's bar."""
+        if self._live is None:
+            yield
+            return
+        self._live.transient = True  # the table goes, and comes back below what is shown meanwhile
+        self._live.stop()
+        try:
+            yield
+        finally:
+            self._live.transient = False
+            self._live.start()
 
     def update(self, now: Now) -> None:
         """Shows it: at once on a terminal, otherwise every 15 seconds and at the end."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from vlformer_cli.types import VLFormerError
+from vlformer_cli.types import UsageError, VLFormerError
 
 
 class Counts(NamedTuple):
@@ -91,10 +91,10 @@ def resolve_dataset(name: str, split_by: str | None = None) -> tuple[str, str]:
     key = "".join(letter for letter in name.lower() if letter not in "-_ ")
     dataset, fixed = (key, None) if key in FAMILY else _ALIASES.get(key, (None, None))
     if dataset is None:
-        raise VLFormerError(f"no data set is called {name!r}: there are scenes, custom, {', '.join(FAMILY)}")
+        raise UsageError(f"no data set is called {name!r}: there are scenes, custom, {', '.join(FAMILY)}")
     known = [partition for of, partition in PUBLISHED if of == dataset]
     if split_by is not None and (split_by not in known or fixed not in (None, split_by)):
-        raise VLFormerError(
+        raise UsageError(
             f"{name} has no partition {split_by!r}: give --split-by {' or '.join([fixed] if fixed else known)}"
         )
     return dataset, split_by or fixed or known[0]

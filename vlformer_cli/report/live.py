@@ -39,13 +39,14 @@ class TrainDisplay:
     def __init__(self, title: str, steps: int, *, quiet: bool = False) -> None:
         """`quiet`: for processes other than the first, which show nothing."""
         self.title, self.steps, self.quiet = title, steps, quiet
-        console = Console(stderr=True)
-        self._live = Live(console=console, refresh_per_second=4, transient=False) if self._is_live(console) else None
+        self._live = self._new_live()
         self._last_line = time.monotonic()
         self._past: list[tuple[float, int, int]] = []
 
-    def _is_live(self, console: Console) -> bool:
-        return not self.quiet and sys.stderr.isatty() and not console.is_dumb_terminal
+    def _new_live(self) -> Live | None:
+        console = Console(stderr=True)
+        is_live = not self.quiet and sys.stderr.isatty() and not console.is_dumb_terminal
+        return Live(console=console, refresh_per_second=4, transient=False) if is_live else None
 
     def __enter__(self) -> TrainDisplay:
         if self._live is not None:
@@ -62,13 +63,15 @@ class TrainDisplay:
         if self._live is None:
             yield
             return
-        self._live.transient = True  # the table goes, and comes back below what is shown meanwhile
+        shown, self._live.transient = self._live.get_renderable(), True  # it goes, and comes back below what follows
         self._live.stop()
         try:
             yield
         finally:
-            self._live.transient = False
-            self._live.start()
+            self._live = self._new_live()  # the old one would begin above what was shown
+            if self._live is not None:
+                self._live.start()
+                self._live.update(shown, refresh=True)
 
     def update(self, now: Now) -> None:
         """Shows it: at once on a terminal, otherwise every 15 seconds and at the end."""

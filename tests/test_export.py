@@ -23,7 +23,7 @@ from vlformer_cli.data.transforms import resize_image
 from vlformer_cli.engine import export
 from vlformer_cli.engine.checkpoint import LoadedModel, load_weights
 from vlformer_cli.engine.engines import INPUTS, OUTPUTS, Run
-from vlformer_cli.engine.graph import EvenSizeConv, exportable
+from vlformer_cli.engine.graph import EvenSizeConv, Exported, exportable
 from vlformer_cli.engine.graph_swin import FreeSizeBlock
 from vlformer_cli.model.backbone import Backbone
 from vlformer_cli.model.build import build_model
@@ -163,7 +163,7 @@ class Sums(nn.Module):
 
 
 def test_an_exported_graph_is_compared_with_the_model_itself(
-    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stand-in that computes something else is found, as the model that it stands in for is what it has to equal."""
 
@@ -172,10 +172,14 @@ def test_an_exported_graph_is_compared_with_the_model_itself(
             super().__init__(conv)
             self.margins = tuple(margin + 2 * (place % 2) - 1 for place, margin in enumerate(self.margins))
 
+    reference = export.plain(loaded.model)
+    right = Exported(loaded.model)
+    assert export.check(reference, lambda inputs: right(*inputs)) < export.TOLERANCE
     monkeypatch.setattr("vlformer_cli.engine.graph.EvenSizeConv", Wrong)
+    wrong = Exported(loaded.model)
+    assert any(isinstance(module, Wrong) for module in wrong.modules())
     with pytest.raises(VLFormerError, match=r"differs from torch by"):
-        export.export_torch(loaded, tmp_path / "wrong.pt2")
-    assert list(tmp_path.iterdir()) == []
+        export.check(reference, lambda inputs: wrong(*inputs))
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (5, 2), (3, 4)])

@@ -87,10 +87,8 @@ def environment() -> dict[str, Any]:
 
 def package_versions() -> dict[str, str]:
     """Installed versions of what numbers depend on."""
-    found = importlib.metadata.distributions()
-    installed = {
-        str(d.metadata["Name"]).lower(): d.version for d in found if d.metadata["Name"]
-    }  # or it is half removed
+    whole = [dist for dist in importlib.metadata.distributions() if dist.metadata["Name"]]  # others are half removed
+    installed = {dist.metadata["Name"].lower(): dist.version for dist in whole}
     names = (*PACKAGES, "opencv-python-headless", "onnx", "onnxruntime", "openvino")
     return {name: installed[name.lower()] for name in names if name.lower() in installed}
 

@@ -310,8 +310,12 @@ class Run:
 
     def _write(self, row: dict[str, Any]) -> None:
         if self._log is not None:
-            counters = {"expressions": self.expressions, "cut": self.cut, "unreadable": self.unreadable}
-            counters |= {"skipped": self.skipped}
+            counters = {
+                "expressions": self.expressions,
+                "cut": self.cut,
+                "unreadable": self.unreadable,
+                "skipped": self.skipped,
+            }
             self._log.write({"step": self.step, "seconds": round(self.seconds, 1), **counters, **row})
 
     def _lr(self) -> float:

@@ -223,6 +223,26 @@ def test_eval_of_expressions_that_mean_nothing_has_dashes(
     assert {len(row) for row in rows[:4]} == {11}
 
 
+def test_eval_keeps_long_names_of_kinds_apart(
+    run: Any, small_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example, names = (
+        Path(__file__).parents[1] / "examples/custom",
+        ["one_of_several_alike_by_colour", "one_of_several_alike"],
+    )
+    shutil.copytree(example, tmp_path / "mine")
+    table = (example / "expressions.csv").read_text()
+    for kind, name in zip(["attribute", "location"], names, strict=True):
+        table = table.replace(kind, name)
+    (tmp_path / "mine/expressions.csv").write_text(table)
+    assert run("prepare-data", "custom", "--from", tmp_path / "mine") == 0
+    assert run("eval", "--dataset", "custom", "--weights", small_weights) == 0
+    head, *rows = capsys.readouterr().out.splitlines()[2:]
+    assert {row.split()[0] for row in rows} == {"all", *names, "nothing", "N-acc"}
+    ends = [row.index(f" {row.split()[2]} ") + 1 + len(row.split()[2]) for row in rows[:-1]]
+    assert set(ends) == {head.index("mIoU") + len("mIoU")}  # numbers stay below their heading
+
+
 def test_eval_leaves_out_a_picture_that_cannot_be_read(
     run: Any, small_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

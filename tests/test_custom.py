@@ -146,6 +146,31 @@ def test_the_manifest(folder: Path) -> None:
     assert len(refs(folder / "mine-own", "test")) == 4
 
 
+def test_one_expression_for_two_things_is_said_and_kept(
+    run: Any, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one picture, whatever the split; the same words about another picture, or twice about one thing, are fine."""
+    write(folder, ROWS)
+    assert prepare(folder, "clear")["ambiguous"] == []
+    rows = [
+        *ROWS,
+        {"image": "a.png", "expression": "The  Cup", "annotation_id": 2, "split": "val"},
+        {"image": "b.png", "expression": "the cup", "annotation_id": 5},
+        {"image": "a.png", "expression": "the cup", "annotation_id": 1},
+        *({"image": "a.png", "expression": "both", "annotation_id": 1} for _ in range(6)),
+    ]
+    write(folder, rows)
+    assert run("prepare-data", "custom", "--from", folder, "--root", folder / "data") == 0
+    told = capsys.readouterr().err.splitlines()
+    place = folder / "expressions.json"
+    assert f"vlformer: {place} row 8: 'The Cup' meant something else in {place} row 5: say which" in told
+    assert sum(line.endswith(f"in {place} row 7: say which") for line in told) == 4
+    assert f"vlformer: 2 more of these stand in {folder / 'data/custom-own/manifest.json'}" in told
+    made = PreparedSplit(folder / "data/custom-own", "train")
+    assert len(made.manifest["ambiguous"]) == 7
+    assert len(made) + len(PreparedSplit(folder / "data/custom-own", "val")) == len(rows)
+
+
 def test_masks_alone_need_no_instances(folder: Path) -> None:
     (folder / "instances.json").unlink()
     write(folder, [ROWS[5], {**ROWS[5], "image": "a.png"}, ROWS[3]])

@@ -93,18 +93,22 @@ def describe_weights(loaded: LoadedEngine) -> dict[str, Any]:
 
 
 def print_table(found: Evaluation, model: str, weights: str) -> None:
-    """The metrics as a table of 79 columns, in percent, with the names of metric, data, split and weights."""
+    """The metrics as a table, in percent, with the names of metric, data, split and weights.
+
+    It has 79 columns where no kind's name has more than 10 characters.
+    """
     from vlformer_cli.metrics import THRESHOLDS
 
     print(f"{found.data}, {model} ({weights})\nin percent; Pr@X: IoU > X; best: of the Q queries, not the chosen one")
     shares = [f"Pr@{x}".replace("0.", ".") for x in THRESHOLDS]
-    print(_line("samples", "count", "mIoU", "oIoU", *shares, "best:", "mIoU", "Pr@.5"))
+    width = max(10, *map(len, found.by_kind))
+    print(_line("samples".ljust(width), "count", "mIoU", "oIoU", *shares, "best:", "mIoU", "Pr@.5"))
     rows = [("all", found.summary, found.best_of_q)]
     rows += [(kind, summary, found.best_of_q_by_kind[kind]) for kind, summary in found.by_kind.items()]
     for name, one, best in rows:
         own = [one.miou, one.oiou, *(one.precision.get(x) for x in THRESHOLDS)]
         cells = [_percent(share) for share in own], [_percent(best.miou), _percent(best.precision.get(THRESHOLDS[0]))]
-        print(_line(name, str(one.count), *cells[0], "", *cells[1]), flush=True)
+        print(_line(name.ljust(width), str(one.count), *cells[0], "", *cells[1]), flush=True)
     if found.summary.n_acc is not None:
         print(
             f"N-acc (empty where nothing is meant) {_percent(found.summary.n_acc)}, "
@@ -118,4 +122,4 @@ def _percent(share: float | None) -> str:
 
 
 def _line(name: str, count: str, *cells: str) -> str:
-    return " ".join([f"{name:<10.20}", f"{count:>6}", *(f"{cell:>5}" for cell in cells)])
+    return " ".join([name, f"{count:>6}", *(f"{cell:>5}" for cell in cells)])

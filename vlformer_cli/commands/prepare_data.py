@@ -11,6 +11,8 @@ import typer
 from vlformer_cli.commands.common import say
 from vlformer_cli.types import UsageError
 
+AMBIGUOUS_TOLD = 5  # messages on the terminal; the manifest has them all
+
 
 def prepare_data(
     dataset: Annotated[
@@ -135,7 +137,7 @@ def _custom(directory: Path, source: Path | None, images: str | None, overwrite:
     if source is None:
         raise UsageError("prepare-data custom needs --from DIR, the folder with expressions.csv, .json or .jsonl")
     expressions, instances, pictures = find_custom_inputs(source)
-    prepare_custom(
+    manifest = prepare_custom(
         directory,
         expressions=expressions,
         images=Path(images) if images else pictures,
@@ -143,6 +145,11 @@ def _custom(directory: Path, source: Path | None, images: str | None, overwrite:
         check_images=check_images,
         overwrite=overwrite,
     )
+    ambiguous = manifest["ambiguous"]
+    for message in ambiguous[:AMBIGUOUS_TOLD]:
+        say(f"vlformer: {message}")
+    if len(ambiguous) > AMBIGUOUS_TOLD:
+        say(f"vlformer: {len(ambiguous) - AMBIGUOUS_TOLD} more of these stand in {directory / 'manifest.json'}")
 
 
 def _report(directory: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from vlformer_cli.data.images import image_size, read_image, read_mask
 from vlformer_cli.data.rle import encode_mask, polygons_to_rle, rle_area, rle_bbox, union_rle
 from vlformer_cli.data.sources.coco import CocoAnnotation, CocoImage, CocoInstances, read_instances
-from vlformer_cli.data.sources.expressions import SUFFIXES, ExpressionRow, did_you_mean, read_expressions
+from vlformer_cli.data.sources.expressions import SUFFIXES, ExpressionRow, ambiguous, did_you_mean, read_expressions
 from vlformer_cli.data.store import PreparedWriter, file_sha256
 from vlformer_cli.types import RLE, Ref, VLFormerError
 
@@ -48,7 +48,8 @@ def prepare_custom(
     """Prepares the data set in `directory` and returns its manifest.
 
     The folder's name is `<dataset>-<split_by>`; without a dash, split_by is "custom". The pictures stay where they
-    are; their headers are read, `check_images` decodes them. Raises VLFormerError for whatever is wrong with the
+    are; their headers are read, `check_images` decodes them. `ambiguous` in the manifest names the rows that say of one
+    thing what others say of another in the same picture. Raises VLFormerError for whatever is wrong with the
     inputs, and then writes nothing.
     """
     if not images.is_dir():
@@ -62,6 +63,7 @@ def prepare_custom(
     with PreparedWriter(directory, dataset=names[0], split_by=names[1], overwrite=overwrite) as writer:
         writer.manifest["image_root"] = str(images.resolve())
         writer.manifest["sources"] = {p.name: file_sha256(p) for p in (expressions, instances) if p is not None}
+        writer.manifest["ambiguous"] = list(ambiguous(rows))
         for split in dict.fromkeys(row.split for row in rows):
             writer.write_split(split, (ref for in_split, ref in refs if in_split == split))
     return writer.manifest

@@ -64,6 +64,21 @@ def read_expressions(path: Path, default_split: str) -> list[ExpressionRow]:
     return rows
 
 
+def ambiguous(rows: Iterable[ExpressionRow]) -> Iterator[str]:
+    """A message for each row that says of one thing in a picture what an earlier row says of another; case aside.
+
+    >>> from dataclasses import replace
+    >>> row = ExpressionRow("line 2", "a.jpg", "the cup", (1,), None, "train", "")
+    >>> list(ambiguous([row, replace(row, place="line 3"), replace(row, place="line 4", ann_ids=(7,))]))
+    ["line 4: 'the cup' meant something else in line 2: say which"]
+    """
+    first: dict[tuple[str, str], ExpressionRow] = {}
+    for row in rows:
+        earlier = first.setdefault((row.image, row.expression.casefold()), row)
+        if (earlier.ann_ids, earlier.mask) != (row.ann_ids, row.mask):
+            yield f"{row.place}: {row.expression!r} meant something else in {earlier.place}: say which"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` where one of the known names is close, or nothing.
 

@@ -51,8 +51,7 @@ def average(first: Path, second: Path, share: float, output: Path) -> None:
     # what it was trained on is what both were trained on
     data = [source for loaded in (one, other) for source in loaded.manifest.get("data", [])]
     starts = [loaded.manifest.get("initialisation") or {} for loaded in (one, other)]
-    leak = max((start.get("leak", "unknown") for start in starts), key=LEAKS.index)
-    start = {**starts[0], "leak": leak}
+    start = max(({"leak": "unknown", **start} for start in starts), key=lambda start: LEAKS.index(start["leak"]))
     save_weights(output, one.model, plain, {"average_of": parents, "data": data, "initialisation": start})
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -299,7 +300,7 @@ def main() -> None:
             "",
             f"Peak memory of a process that predicts 8 expressions with vlformer-r50: {', '.join(used)} (goal 1.7 GB)",
         ]
-    command = f"`python scripts/benchmark.py --repeats {args.repeats} --threads {args.threads}`, {date.today()}"
+    command = f"`{shlex.join(['python', *sys.argv])}`, {date.today()}"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {version('transformers')}"
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
     method = f"vlformer-r50 at {HEIGHT}x{WIDTH}; medians of {args.repeats} rounds, each variant in turn"

@@ -30,6 +30,7 @@ from vlformer_cli.calibration import (
     restored,
     threshold_that_keeps,
 )
+from vlformer_cli.data.store import file_sha256
 from vlformer_cli.engine.checkpoint import load_weights, save_weights
 
 FEWEST = 20  # right and wrong answers in each half
@@ -53,6 +54,15 @@ class Answers:
     def scaled(self, temperature: float, shift: float) -> Answers:
         """With calibrated scores."""
         return replace(self, score_N=rescaled(self.score_N, temperature, shift))
+
+
+def refuse_other_weights(paths: list[Path], weights: Path, before: list[str]) -> None:
+    """Exits where answers are of other weights. `before`: SHA-256 of this file when it had another calibration."""
+    own = {file_sha256(weights), *before}
+    for path in paths:
+        said = json.loads(path.with_name("metrics.json").read_text(encoding="utf-8"))["weights"]
+        if said["sha256"] not in own:
+            sys.exit(f"{path}: these are answers of {said['path']} (SHA-256 {said['sha256']}) and not of {weights}")
 
 
 def read(paths: list[Path]) -> tuple[Answers, NDArray[np.bool_], list[str]]:
@@ -131,6 +141,8 @@ def main() -> None:
     options.add_argument("--dry-run", action="store_true", help="only print")
     given = options.parse_args()
     loaded = load_weights(given.weights)
+    earlier = loaded.manifest.get("calibrated_from", [])
+    refuse_other_weights(given.predictions, given.weights, earlier)
     answers, half_N, names = read(given.predictions)
     fitted, held = answers.some(half_N), answers.some(~half_N)
     (temperature, shift), threshold = fit_scores(fitted.score_N, fitted.right_N), loaded.config.min_score
@@ -153,7 +165,8 @@ def main() -> None:
     if not given.dry_run:
         fitted_fields = {"temperature": temperature, "score_shift": shift, "min_score": threshold}
         config = replace(loaded.config, **{name: round(value, 3) for name, value in fitted_fields.items()})
-        save_weights(given.weights, loaded.model, config, loaded.manifest)
+        manifest = {**loaded.manifest, "calibrated_from": [*earlier, file_sha256(given.weights)]}
+        save_weights(given.weights, loaded.model, config, manifest)
         print(f"written: {given.weights}")
 
 

@@ -10,8 +10,9 @@ python="${PYTHON:-python3}"
 }
 stamp=".venv/.installed-${extra:-base}"
 if [ ! -f "$stamp" ] || [ pyproject.toml -nt "$stamp" ]; then
-  # without pip it was not finished, as where Debian's python3-venv is lacking
-  .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
+  # without pip it was not finished, as where Debian's python3-venv is lacking, or another tool made it: that one is kept
+  .venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null 2>&1 ||
+    "$python" -m venv --clear .venv
   echo "installing into .venv (torch is large: the first time takes some minutes)" >&2
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".${extra:+[$extra]}"
   touch "$stamp"

@@ -3,11 +3,15 @@
 # Hours on two cores; interrupt it at any time and run it again. To ship the result: python scripts/calibrate.py (it says how), then
 # cp runs/vlformer-tiny/model.safetensors vlformer_cli/assets/vlformer-tiny.safetensors
 #
-#   STICKERS=DIR COCO=DIR bash scripts/train.sh
+#   STICKERS=DIR COCO=DIR bash scripts/train.sh [options of `vlformer train`]
 #
 # STICKERS: what scripts/stickers.py made; COCO: a folder with images/ and instances.json (coco128 was used). Without one of them
 # the source that needs it is left out, and the model knows other drawings or photographs less well. Data sets that are there
-# already are not drawn again: remove them after a change of STICKERS or COCO.
+# already are not drawn again: remove them after a change of STICKERS or COCO. OUTPUT: the run's folder, if not runs/vlformer-tiny.
+output="${OUTPUT:-runs/vlformer-tiny}"
+for word in "$@"; do
+  case "$word" in --output* | -o*) echo "train.sh: give the run's folder as OUTPUT=DIR" >&2; exit 2 ;; esac
+done
 for folder in "${COCO:-.}" "${STICKERS:-.}"; do
   [ -d "$folder" ] || { echo "train.sh: there is no folder $folder" >&2; exit 2; }
 done
@@ -30,5 +34,5 @@ if [ -n "${COCO:-}" ]; then
   prepare scenes-photos-seed1 "${photos[@]}" ${STICKERS:+--stickers "$STICKERS"}
   sources+=', {path: scenes-photos-seed1, weight: 0.3}'
 fi
-.venv/bin/vlformer train --config configs/tiny.yaml --set "data.train=[$sources]" --output runs/vlformer-tiny --resume "$@"
-.venv/bin/vlformer eval --weights runs/vlformer-tiny/model.safetensors --dataset scenes-seed1000 --split train --output runs/vlformer-tiny/eval
+.venv/bin/vlformer train --config configs/tiny.yaml --set "data.train=[$sources]" --output "$output" --resume "$@"
+.venv/bin/vlformer eval --weights "$output/model.safetensors" --dataset scenes-seed1000 --split train --output "$output/eval"

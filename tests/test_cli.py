@@ -120,7 +120,9 @@ def test_long_text_small_and_large_pictures(
         captured = capsys.readouterr()
         (result,) = json.loads(captured.out)["results"]
         assert result["segmentation"]["size"] == list(shape)
-        assert "only the first 40 tokens were read" in captured.err
+        assert "only the first 38 tokens were read" in captured.err  # of 40, with CLIP's marks of start and end
+    assert run("predict", tmp_path / "dot.png", tmp_path / "line.png", "word " * 300, "--weights", small_weights) == 0
+    assert capsys.readouterr().err.count("tokens were read") == 1
 
 
 @pytest.mark.parametrize(

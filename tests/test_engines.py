@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -106,6 +107,20 @@ def test_masks_are_those_of_torch(exported: Path, torch_predictor: Predictor) ->
             shares.append(theirs.mask.mean())
     assert len(shares) == 11 + len(words)
     assert 0.02 < np.mean(shares) < 0.98  # masks that could differ
+
+
+@pytest.mark.parametrize("exported", KINDS, indirect=True)
+def test_the_least_pictures_and_the_longest_expressions(exported: Path, torch_predictor: Predictor) -> None:
+    """Sides of 32 pixels, where a grid has one row or column, and CLIP's whole context of 77 tokens."""
+    found = open_engine(exported)
+    predictor = Predictor(found.engine, dataclasses.replace(found.config, max_tokens=77))
+    reference = Predictor(torch_predictor.engine, dataclasses.replace(torch_predictor.config, max_tokens=77))
+    words = ["cup", "the very " + "big " * 100 + "cup"]
+    for height, width in ((30, 400), (400, 31), (8, 8)):
+        image = photo(height, width)
+        for ours, theirs in zip(predictor.predict(image, words), reference.predict(image, words), strict=True):
+            assert ours.score == pytest.approx(theirs.score, abs=1e-4)
+            assert (ours.mask == theirs.mask).mean() > 0.998
 
 
 @pytest.mark.parametrize("exported", [KINDS[0], KINDS[2]], indirect=True)  # a .pt2 takes seconds to load each time

@@ -54,6 +54,8 @@ def photo_inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
         (["--output", "m.onnx", "--format", "torch"], "--format torch is a .pt2"),
         (["--output", "m.pth"], "it can end in .onnx (onnx), .pt2 (torch), .xml (openvino)"),
         (["--output", "m.pt2", "--int8"], "--int8 is for --format onnx and openvino"),
+        (["--data", "d"], "--data and --dataset are for --int8"),
+        (["--int8", "--split", "train"], "--split is for --int8 with --data or --dataset"),
     ],
 )
 def test_a_name_that_says_another_format_is_refused(
@@ -172,14 +174,13 @@ def test_an_exported_graph_is_compared_with_the_model_itself(
             super().__init__(conv)
             self.margins = tuple(margin + 2 * (place % 2) - 1 for place, margin in enumerate(self.margins))
 
-    reference = export.plain(loaded.model)
     right = Exported(loaded.model)
-    assert export.check(reference, lambda inputs: right(*inputs)) < export.TOLERANCE
+    assert export.check(loaded, lambda inputs: right(*inputs)) < export.TOLERANCE
     monkeypatch.setattr("vlformer_cli.engine.graph.EvenSizeConv", Wrong)
     wrong = Exported(loaded.model)
     assert any(isinstance(module, Wrong) for module in wrong.modules())
     with pytest.raises(VLFormerError, match=r"differs from torch by"):
-        export.check(reference, lambda inputs: wrong(*inputs))
+        export.check(loaded, lambda inputs: wrong(*inputs))
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (5, 2), (3, 4)])
@@ -199,8 +200,8 @@ def test_a_file_that_differs_is_not_written(
     (tmp_path / "right.pt2").unlink()
     check = export.check
 
-    def wrong(reference: Run, run: Run) -> float:
-        return check(reference, lambda inputs: tuple(y + 0.01 for y in run(inputs)))
+    def wrong(loaded: LoadedModel, run: Run) -> float:
+        return check(loaded, lambda inputs: tuple(y + 0.01 for y in run(inputs)))
 
     monkeypatch.setattr(export, "check", wrong)
     with pytest.raises(VLFormerError, match=r"differs from torch by 1\.0e-02 in logits.*not written"):

@@ -27,6 +27,11 @@ from vlformer_cli.types import Batch, Pointed, Prediction, VLFormerOutput
 
 WEIGHTS = CostWeights(class_=2.0, bce=5.0, dice=5.0)
 Array = NDArray[np.float64]
+ALL_DIFFERENT = {
+    "class_weight": 2.0, "bce_weight": 3.0, "dice_weight": 5.0, "choice_weight": 7.0, "pointer_weight": 11.0,
+    "anchor_weight": 13.0,
+}  # fmt: skip
+"""So that none can stand in another's place."""
 
 
 def sigmoid(x: Array) -> Array:
@@ -240,15 +245,13 @@ def test_losses_of_the_pointer_by_hand() -> None:
     batch.pixel_valid[:, 24:] = False
     logits = torch.where(F.max_pool2d(masks.float(), 8) > 0, 2.0, -1.0)
     logits[:, 3] = 5.0  # on padding: must not matter
-    found = criterion().of_pointer(Pointed(logits), batch)
+    found = criterion(**ALL_DIFFERENT).of_pointer(Pointed(logits), batch)
     inside, outside = 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(1))
-    assert float(found.bce) == pytest.approx((-math.log(inside) - math.log(1 - outside)) / 2, abs=1e-5)
+    assert float(found.bce) == pytest.approx(11 * (-math.log(inside) - math.log(1 - outside)) / 2, rel=1e-5)
     dice = 1 - (2 * 6 * inside + 1) / (6 * inside + 6 * outside + 6 + 1)
-    assert float(found.dice) == pytest.approx(dice, abs=1e-5)
+    assert float(found.dice) == pytest.approx(11 * dice, rel=1e-5)
     assert float(found.choice) == pytest.approx(0, abs=1e-6)
-    weights = LossConfig()
-    total = weights.bce_weight * found.bce + weights.dice_weight * found.dice
-    assert float(found.total) == pytest.approx(float(total), abs=1e-5)
+    assert float(found.total) == pytest.approx(float(3 * found.bce + 5 * found.dice), rel=1e-5)
 
 
 def test_losses_of_the_anchors_by_hand() -> None:
@@ -269,11 +272,12 @@ def test_losses_of_the_anchors_by_hand() -> None:
     bce = reference_bce(marked.reshape(3, 16), truth.reshape(3, 16))
     dice = reference_dice(marked[0].reshape(16), truth[0].reshape(16))
     choice = [math.log(sum(math.exp(own[(n, *cell)]) for cell in cells)) - own[(n, *cells[n])] for n in range(3)]
-    found = criterion().of_pointer(pointed, batch)
-    assert float(found.anchors) == pytest.approx((5 * (bce[0] + bce[1]) + 5 * dice + 5 * anchor_choice) / 3, abs=1e-4)
-    assert float(found.choice) == pytest.approx(sum(choice) / 3, abs=1e-4)
-    total = 5 * found.bce + 5 * found.dice + 5 * found.choice + found.anchors
-    assert float(found.total) == pytest.approx(float(total), abs=1e-4)
+    found = criterion(**ALL_DIFFERENT).of_pointer(pointed, batch)
+    of_anchors = 13 * (3 * (bce[0] + bce[1]) + 5 * dice + 7 * anchor_choice) / 3
+    assert float(found.anchors) == pytest.approx(of_anchors, rel=1e-5)
+    assert float(found.choice) == pytest.approx(11 * sum(choice) / 3, rel=1e-5)
+    total = 3 * found.bce + 5 * found.dice + 7 * found.choice + found.anchors
+    assert float(found.total) == pytest.approx(float(total), rel=1e-5)
 
 
 def test_uncertain_points_lie_where_logits_are_near_zero() -> None:
@@ -313,8 +317,8 @@ def constant_masks(level_NQ: Tensor) -> Tensor:
     return level_NQ[..., None, None].expand(*level_NQ.shape, 16, 16)
 
 
-def criterion(points: int = 64) -> Criterion:
-    return build_criterion(LossConfig(points=points))
+def criterion(points: int = 64, **weights: float) -> Criterion:
+    return build_criterion(LossConfig(points=points, **weights))
 
 
 def test_total_of_a_case_computed_by_hand() -> None:
@@ -341,12 +345,12 @@ def test_total_of_a_case_computed_by_hand() -> None:
             float(reference_dice(np.full(64, level[0, query]), np.ones(64))),
         ]
     outputs = [Prediction(c, constant_masks(m)) for c, m in zip(class_BNQ2, level_BNQ, strict=True)]
-    losses = criterion()(
+    losses = criterion(**ALL_DIFFERENT)(
         VLFormerOutput(outputs[1].class_logits, outputs[1].mask_logits, (outputs[0],)), make_batch(masks)
     )
     found = [float(losses.class_), float(losses.bce), float(losses.dice)]
     np.testing.assert_allclose(found, parts, rtol=1e-5)
-    np.testing.assert_allclose(float(losses.total), 2 * parts[0] + 5 * parts[1] + 5 * parts[2], rtol=1e-5)
+    np.testing.assert_allclose(float(losses.total), 2 * parts[0] + 3 * parts[1] + 5 * parts[2], rtol=1e-5)
 
 
 def test_mask_losses_are_means_over_the_expressions_that_mean_something() -> None:
@@ -405,8 +409,8 @@ def test_no_host_round_trip() -> None:
 
 
 def test_config_reaches_the_criterion() -> None:
-    config = LossConfig(1.5, 2.5, 3.5, no_object=0.2, points=77, oversample=2.0, importance=0.6)
-    built = build_criterion(config)
+    built = criterion(77, **ALL_DIFFERENT, no_object=0.2, oversample=2.0, importance=0.6)
     assert (built.points, built.oversample, built.importance) == (77, 2.0, 0.6)
-    assert built.weights == CostWeights(class_=1.5, bce=2.5, dice=3.5)
+    assert built.weights == CostWeights(class_=2, bce=3, dice=5)
+    assert (built.choice_weight, built.pointer_weight, built.anchor_weight) == (7, 11, 13)
     assert_close(built.class_weights, torch.tensor([1.0, 0.2]))

@@ -91,5 +91,7 @@ def test_eval_counts_what_means_nothing(
     nothing = found["1"]["by_kind"]["nothing"]
     assert found["1"]["chosen_query"]["miou"] == pytest.approx(nothing["count"] / 40)  # empty and empty: IoU 1
     assert found["1"]["min_score"] == 1
+    for row in map(json.loads, Path("outputs/eval/predictions.jsonl").read_text().splitlines()):
+        assert row["best_of_q_iou"] >= row["iou"]
     assert run(*words, "--min-score", "1") == 0
     assert "N-acc (empty where nothing is meant) 100.0, T-acc (not empty elsewhere) 0.00" in capfd.readouterr().out

@@ -17,6 +17,8 @@ from PIL import Image
 from scipy.special import expit, logit
 
 from vlformer_cli.config import load_config
+from vlformer_cli.data.rle import decode_rle
+from vlformer_cli.data.store import PreparedSplit, file_sha256
 from vlformer_cli.engine.checkpoint import load_weights
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -42,6 +44,14 @@ def test_a_folder_that_is_not_there_is_said_before_hours_of_training(name: str, 
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr == "train.sh: there is no folder /no/such\n"
+
+
+def test_the_folder_of_the_run_is_said_once_for_training_and_evaluation(tmp_path: Path) -> None:
+    for words in (["--output", "x"], ["--output=x"], ["-o", "x"]):
+        done = subprocess.run(
+            ["bash", SCRIPTS / "train.sh", *words], capture_output=True, text=True, check=False, cwd=tmp_path
+        )
+        assert (done.returncode, done.stderr) == (2, "train.sh: give the run's folder as OUTPUT=DIR\n")
 
 
 @pytest.mark.parametrize(
@@ -73,15 +83,69 @@ def test_expressions_lose_their_words_of_place() -> None:
     call("-m", "doctest", SCRIPTS / "controls.py")
 
 
+def test_intervals_and_the_control_on_known_answers(small_scenes: Path, tmp_path: Path) -> None:
+    """Every answer is right, so that the mean is sure and the control sees what others about the picture overlap."""
+    split, overlaps, rows = PreparedSplit(small_scenes, "train"), [], 0
+    with (tmp_path / "predictions.jsonl").open("w", encoding="utf-8") as file:
+        for image in range(split.num_images):
+            samples = split.image_samples(image)
+            for n, sample in enumerate(samples):
+                row = {"image": sample.ref.image, "ref_id": sample.ref.ref_id, "kind": sample.kind, "iou": 1.0}
+                file.write(json.dumps({**row, "segmentation": sample.ref.segmentation}) + "\n")
+                following = [*samples[n + 1 :], *samples[:n]]
+                other = next((one for one in following if one.ref.ref_id != sample.ref.ref_id), None)
+                if other is not None:
+                    mine, theirs = (decode_rle(one.ref.segmentation) for one in (sample, other))
+                    overlaps.append((mine & theirs).sum() / (mine | theirs).sum())
+                rows += 1
+    said = call(SCRIPTS / "intervals.py", tmp_path / "predictions.jsonl", small_scenes, "train")
+    assert f"| all | {rows} | 100.0 (100.0 to 100.0) | 100.0 |" in said
+    sizes = re.findall(r"% of the picture \| (\d+) \|", said)
+    objects = re.findall(r"objects in the picture \| (\d+) \|", said)
+    assert sum(map(int, sizes)) == sum(map(int, objects)) == rows
+    assert f"another expression about the picture: mIoU {100 * np.mean(overlaps):.1f}" in said
+
+
+def test_the_interval_of_a_mean_is_that_of_independent_pictures() -> None:
+    """Two samples of a picture that always agree count as one: standard error of 400 coins, 2.5 %."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); import numpy as np; from intervals import interval; "
+        "picture = np.repeat(np.arange(400), 2); print(interval((picture % 2).astype(float), picture))"
+    )
+    mean, low, high = map(float, re.findall(r"[\d.]+", call("-c", code)))
+    assert mean == 50
+    assert low == pytest.approx(50 - 1.96 * 2.5, abs=0.5)
+    assert high == pytest.approx(50 + 1.96 * 2.5, abs=0.5)
+
+
+def test_expressions_about_photographs_can_mean_one_thing_alone() -> None:
+    code = f"""
+import sys; sys.path.insert(0, {str(SCRIPTS)!r})
+from photographs import expressions
+def thing(i, name, x, area=900, crowd=0):
+    return {{"id": i, "name": name, "bbox": [x, 0, 10, 10], "area": area, "iscrowd": crowd}}
+things = [thing(1, "dog", 50), thing(2, "cup", 70), thing(3, "cup", 10), thing(4, "cat", 10), thing(5, "cat", 20),
+          thing(6, "bus", 0), thing(7, "bus", 40), thing(8, "bus", 80), thing(9, "key", 5, area=99),
+          thing(10, "person", 0, crowd=1)]
+print(list(expressions({{"width": 100, "height": 100}}, things)))
+"""
+    assert eval(call("-c", code)) == [
+        (1, "the dog", "category"),  # the only one
+        (3, "the cup on the left", "place"),
+        (2, "the cup on the right", "place"),  # cats are too close, buses too many, the key too small
+    ]
+
+
 def test_calibrating_finds_the_temperature_and_the_threshold_and_is_stable(small_weights: Path, tmp_path: Path) -> None:
     weights, predictions = tmp_path / "w.safetensors", tmp_path / "predictions.jsonl"
     weights.write_bytes(small_weights.read_bytes())
+    of = {"path": "w.safetensors", "sha256": file_sha256(weights)}  # also after the first calibration changed the file
 
     def write(temperature: float, shift: float) -> None:
         """Answers whose scores are too sure by 2.5, after what the model has already."""
         rng = np.random.default_rng(0)
         (tmp_path / "metrics.json").write_text(
-            json.dumps({"min_score": 0, "temperature": temperature, "score_shift": shift})
+            json.dumps({"min_score": 0, "temperature": temperature, "score_shift": shift, "weights": of})
         )
         with predictions.open("w", encoding="utf-8") as file:
             for number in range(6_000):
@@ -109,6 +173,13 @@ def test_calibrating_finds_the_temperature_and_the_threshold_and_is_stable(small
     again = load_weights(weights).config
     assert again.temperature == pytest.approx(first.temperature, rel=0.02)
     assert again.score_shift == pytest.approx(first.score_shift, abs=0.02)
+    of["sha256"] = "0" * 64
+    write(1.0, 0.0)
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / "calibrate.py", weights, predictions], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert f"these are answers of w.safetensors (SHA-256 {'0' * 64}) and not of {weights}" in done.stderr
 
 
 def test_stickers_are_made_of_emoji_and_icons(tmp_path: Path) -> None:

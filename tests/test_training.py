@@ -94,6 +94,11 @@ def test_words_first_without_a_pointer_is_refused(small_run: Config, tmp_path: P
     config = replace(small_run, train=replace(small_run.train, words_first=3))
     with pytest.raises(VLFormerError, match=r"train.words_first is 3, and there is no pointer: set model.pointer"):
         Run(config, tmp_path / "run", ALONE, resume=False)
+    pointing = replace(config, model=replace(config.model, pointer=True))
+    with pytest.raises(
+        VLFormerError, match=r"words_first is 3, and the pointer sees one level alone: set model.mix_le"
+    ):
+        Run(pointing, tmp_path / "run", ALONE, resume=False)
 
 
 @pytest.mark.parametrize("stop", [2, 3, 4])

@@ -187,7 +187,8 @@ class TrainConfig:
     """Optimiser steps. Original: 100,000."""
     words_first: Count = 0
     """In the first so many of them, only what comes before the pointer is run and trained: the backbone, the text tower
-    and the early fusion, at a third of the time. Then schedule and average begin anew. Needs `model.pointer`."""
+    and the early fusion, at a third of the time. Then schedule and average begin anew. Needs `model.pointer` and
+    `model.mix_levels`."""
     lr: Positive = 1e-4
     """AdamW's learning rate. Original: 1e-4."""
     words_first_lr_scale: Positive = 1.0

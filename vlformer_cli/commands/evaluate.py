@@ -76,7 +76,7 @@ def evaluate(
         print_table(found, loaded.config.name, str(loaded.path))
         say(f"written: {folder / 'metrics.json'}, {folder / 'predictions.jsonl'}")
     if found.cut:
-        limit = loaded.config.max_tokens
+        limit = loaded.config.max_tokens - 2  # CLIP's marks of start and end are two of them
         say(f"vlformer: {found.cut} expressions are longer than {limit} tokens: only their beginnings were read")
     for message in found.unreadable:
         say(f"vlformer: left out: {message}")

@@ -46,8 +46,11 @@ def export(
     data: Data = None,
     dataset: Dataset = None,
     split: Annotated[
-        str, typer.Option("--split", help="With --int8: calibrate on it. [default without a data set: drawn scenes]")
-    ] = "val",
+        str | None,
+        typer.Option(
+            "--split", help="With --data or --dataset: calibrate on it. [default: val; no data set: drawn scenes]"
+        ),
+    ] = None,
     threads: Threads = 0,
 ) -> None:
     """Write the model as a graph for other runtimes, checked against torch before the file gets its name."""
@@ -56,9 +59,11 @@ def export(
         raise typer.BadParameter("--int8 is for --format onnx and openvino")
     if not int8 and (data or dataset):
         raise typer.BadParameter("--data and --dataset are for --int8: calibration")
+    if split and not (data or dataset):
+        raise typer.BadParameter("--split is for --int8 with --data or --dataset: calibration")
     loaded = load_model(weights, "cpu", threads)
     path = output or Path("outputs") / f"{loaded.config.name}{'-int8' * int8}{ENDINGS[format_]}"
-    questions = _questions(loaded.config, data, dataset, split) if int8 else None
+    questions = _questions(loaded.config, data, dataset, split or "val") if int8 else None
     from vlformer_cli.engine.export import export_onnx, export_openvino, export_torch
 
     if format_ is Format.torch:

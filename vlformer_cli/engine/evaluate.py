@@ -36,7 +36,8 @@ class SampleResult:
     sample: Sample
     chosen: SampleScore
     best: SampleScore
-    """Of the query whose mask overlaps the truth most: what choosing perfectly would give."""
+    """Of the query whose mask overlaps the truth most: what choosing perfectly would give. With a `min_score` the empty
+    mask that was answered can be it."""
     confidence: float
     segmentation: RLE
     cut: bool
@@ -166,7 +167,7 @@ def _evaluate_image(predictor: Predictor, split: PreparedSplit, samples: Sequenc
             yield SampleResult(
                 sample,
                 chosen=scores[0],
-                best=max(scores[1:], key=lambda s: s.iou),
+                best=max(scores, key=lambda s: s.iou),  # what was answered too: it may be none of the queries
                 confidence=confidence,
                 segmentation=encode_mask(answer_HW),
                 cut=is_cut[number],

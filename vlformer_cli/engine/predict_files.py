@@ -60,7 +60,7 @@ def predict_files(predictor: Predictor, images: Sequence[Path], expressions: Seq
     asked = [expression for expression in expressions if expression.strip()]
     if len(asked) < len(expressions):
         done.failures.append('an expression is empty: say what to find, for example "red cup"')
-    taken: set[str] = set()
+    taken, cut = set[str](), dict[str, None]()
     for path in images:
         try:
             image_HW3 = read_image(path)
@@ -71,8 +71,9 @@ def predict_files(predictor: Predictor, images: Sequence[Path], expressions: Seq
             stem = _free_name(f"{_cut(path.stem)}-{_cut(slug(answer.expression))}", taken)
             done.results.append(_write(image_HW3, path, answer, output / stem))
             if answer.cut:
-                limit = predictor.config.max_tokens
-                done.warnings.append(f"only the first {limit} tokens were read of {answer.expression[:40]!r}...")
+                cut.setdefault(answer.expression)
+    limit = predictor.config.max_tokens - 2  # CLIP's marks of start and end are two of them
+    done.warnings += [f"only the first {limit} tokens were read of {text[:40]!r}..." for text in cut]
     return done
 
 

@@ -78,6 +78,10 @@ class Stepper:
             raise VLFormerError(
                 f"train.words_first is {config.words_first}, and there is no pointer: set model.pointer"
             )
+        if config.words_first and not model.pixel_decoder.mix_levels:
+            raise VLFormerError(
+                f"train.words_first is {config.words_first}, and the pointer sees one level alone: set model.mix_levels"
+            )
         self._after_pointer = [p for p in model.after_pointer() if p.requires_grad]
         self.objective = self._arranged(points_only=False)
 

@@ -133,7 +133,7 @@ class PixelDecoder(nn.Module):
         self.inputs, self.fusion, self.encoder = nn.ModuleList(inputs), fusion, nn.ModuleList(encoder)
         self.to_mask, self.pointer, self.anchors, self.nearness = to_mask, pointer, anchors, nearness
         self.dim, self.add_position, self.mix_levels = dim, add_position, mix_levels
-        self.level_embed = nn.Parameter(torch.randn(len(self.inputs), dim))
+        self.level_embed = nn.Parameter(torch.randn(len(self.inputs), dim), requires_grad=len(self.encoder) > 0)
 
     def look(self, features: Sequence[Tensor], pixel_valid_BHW: Tensor) -> ImageFeatures:
         """The part that needs no words. `features`: BCYX at strides 4, 8, 16, 32."""

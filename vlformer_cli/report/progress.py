@@ -18,9 +18,9 @@ class ProgressLine:
     def __init__(self, title: str, total: int | None, start: int = 0, *, quiet: bool = False) -> None:
         """`total` None: not known. `quiet`: nothing is shown."""
         self.title, self.total, self.start, self.quiet = title, total, start, quiet
-        self._live = sys.stderr.isatty() and not quiet
-        self._began = self._last_line = time.monotonic()
         console = Console(stderr=True)
+        self._live = sys.stderr.isatty() and not quiet and not console.is_dumb_terminal
+        self._began = self._last_line = time.monotonic()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

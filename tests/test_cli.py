@@ -228,10 +228,8 @@ def test_eval_of_expressions_that_mean_nothing_has_dashes(
 def test_eval_keeps_long_names_of_kinds_apart(
     run: Any, small_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    example, names = (
-        Path(__file__).parents[1] / "examples/custom",
-        ["one_of_several_alike_by_colour", "one_of_several_alike"],
-    )
+    example = Path(__file__).parents[1] / "examples/custom"
+    names = ["one_of_several_alike_by_colour", "one_of_several_alike"]
     shutil.copytree(example, tmp_path / "mine")
     table = (example / "expressions.csv").read_text()
     for kind, name in zip(["attribute", "location"], names, strict=True):

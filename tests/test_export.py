@@ -95,6 +95,22 @@ def test_onnx(loaded: LoadedModel, small_onnx: tuple[Path, export.Written]) -> N
     assert list(path.parent.iterdir()) == [path]
 
 
+class LogSigmoid(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sigmoid().log()
+
+
+def test_small_sigmoids_are_exact_in_onnx(tmp_path: Path) -> None:
+    """ONNX Runtime's own Sigmoid is 0 or less below -18; `model/nearness.py` takes logarithms of sums of sigmoids."""
+    x = torch.linspace(-80, 20, 1001)
+    program = export.to_onnx(torch.export.export(LogSigmoid(), (x,)), ["x"], ["y"])
+    program.save(str(tmp_path / "m.onnx"))
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {"x": x.numpy()})
+    expected = nn.functional.logsigmoid(x.double())
+    np.testing.assert_allclose(y, expected.numpy(), rtol=1e-6, atol=1e-6)
+
+
 def test_torch(small_pt2: tuple[Path, export.Written]) -> None:
     path, written = small_pt2  # masks: tests/test_engines.py
     assert written.difference < export.TOLERANCE

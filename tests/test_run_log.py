@@ -247,7 +247,7 @@ def test_a_dry_run_counts_words_first_no_further_than_the_last_step(
     monkeypatch.setattr(dry_run, "_seconds", lambda stepper, first, batches: times[len(batches[0].images)])
     assert small_run.data is not None
     data = replace(small_run.data, images_per_step=4, images_while_words_first=2)
-    staged = replace(small_run, data=data, model=replace(small_run.model, pointer=True))
+    staged = replace(small_run, data=data, model=replace(small_run.model, pointer=True, mix_levels=True))
     for words_first, total in ((2, "7 min 0 s"), (6, "1 min 0 s"), (1_000, "1 min 0 s")):
         config = write_config(staged, tmp_path / "config.yaml")
         assert run("train", "--config", config, "--dry-run", "--set", f"train.words_first={words_first}") == 0

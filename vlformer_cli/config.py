@@ -108,6 +108,11 @@ class ModelConfig:
     min_score: Share = 0.0
     """`predict` says that nothing matches where the chosen query scores less. Original: it always answers."""
 
+    @property
+    def most_tokens_read(self) -> int:
+        """Of an expression; CLIP's marks of start and end are two of `max_tokens`."""
+        return self.max_tokens - 2
+
 
 @dataclass(frozen=True)
 class DataSource:

@@ -76,7 +76,7 @@ def evaluate(
         print_table(found, loaded.config.name, str(loaded.path))
         say(f"written: {folder / 'metrics.json'}, {folder / 'predictions.jsonl'}")
     if found.cut:
-        limit = loaded.config.max_tokens - 2  # CLIP's marks of start and end are two of them
+        limit = loaded.config.most_tokens_read
         say(f"vlformer: {found.cut} expressions are longer than {limit} tokens: only their beginnings were read")
     for message in found.unreadable:
         say(f"vlformer: left out: {message}")
@@ -101,7 +101,7 @@ def print_table(found: Evaluation, model: str, weights: str) -> None:
 
     print(f"{found.data}, {model} ({weights})\nin percent; Pr@X: IoU > X; best: of the Q queries, not the chosen one")
     shares = [f"Pr@{x}".replace("0.", ".") for x in THRESHOLDS]
-    width = max(10, *map(len, found.by_kind))
+    width = max(10, max(map(len, found.by_kind), default=0))
     print(_line("samples".ljust(width), "count", "mIoU", "oIoU", *shares, "best:", "mIoU", "Pr@.5"))
     rows = [("all", found.summary, found.best_of_q)]
     rows += [(kind, summary, found.best_of_q_by_kind[kind]) for kind, summary in found.by_kind.items()]

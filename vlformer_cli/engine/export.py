@@ -153,21 +153,41 @@ def _trace(module: nn.Module) -> torch.export.ExportedProgram:
 
 def _checked_onnx(loaded: LoadedModel, folder: Path) -> tuple[Path, float]:
     """A float32 ONNX file in `folder`, and its largest difference from torch."""
-    module, path = Exported(loaded.model), folder / "float32.onnx"
+    path = folder / "float32.onnx"
     with _quiet():  # the trace is made here: torch.onnx's own way of making it fails on ResNets with free sizes
-        program = torch.onnx.export(
-            _trace(module),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=INPUTS,
-            output_names=OUTPUTS,
-            verbose=False,
-        )
-    assert program is not None
+        program = to_onnx(_trace(Exported(loaded.model)), INPUTS, OUTPUTS)
     program.model.metadata_props[CONFIG] = json.dumps(to_tree(loaded.config))
     program.save(str(path), external_data=False)
     run, _ = open_onnx(path, torch.get_num_threads())
     return path, check(loaded, run)
+
+
+def to_onnx(
+    traced: torch.export.ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]
+) -> torch.onnx.ONNXProgram:
+    """The program in ONNX's operators, its inputs and outputs by these names."""
+    program = torch.onnx.export(
+        traced,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=inputs,
+        output_names=outputs,
+        custom_translation_table={torch.ops.aten.sigmoid.default: _sigmoid},
+        verbose=False,
+    )
+    assert program is not None
+    return program
+
+
+def _sigmoid(x: Any) -> Any:
+    """1 / (1 + e^-x) in ONNX's operators, for all values near 0 too.
+
+    ONNX Runtime's own Sigmoid is off by up to 1.6e-7 on CPUs, whatever its value: at -17 it gives twice what it should
+    and at -18 less than 0 (microsoft/onnxruntime issue 22557). `model/nearness.py` takes logarithms of sums of these.
+    """
+    from onnxscript import opset20 as op
+
+    return op.Reciprocal(op.Add(op.Exp(op.Neg(x)), op.CastLike(op.Constant(value_float=1.0), x)))
 
 
 def _quantise(

@@ -72,7 +72,7 @@ def predict_files(predictor: Predictor, images: Sequence[Path], expressions: Seq
             done.results.append(_write(image_HW3, path, answer, output / stem))
             if answer.cut:
                 cut.setdefault(answer.expression)
-    limit = predictor.config.max_tokens - 2  # CLIP's marks of start and end are two of them
+    limit = predictor.config.most_tokens_read
     done.warnings += [f"only the first {limit} tokens were read of {text[:40]!r}..." for text in cut]
     return done
 

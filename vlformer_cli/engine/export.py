@@ -187,7 +187,7 @@ def _sigmoid(x: Any) -> Any:
     """
     from onnxscript import opset20 as op
 
-    return op.Reciprocal(op.Add(op.Exp(op.Neg(x)), op.CastLike(op.Constant(value_float=1.0), x)))
+    return op.Reciprocal(op.Add(op.Exp(op.Neg(x)), op.Constant(value_float=1.0)))
 
 
 def _quantise(

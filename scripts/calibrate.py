@@ -56,24 +56,17 @@ class Answers:
         return replace(self, score_N=rescaled(self.score_N, temperature, shift))
 
 
-def refuse_other_weights(paths: list[Path], weights: Path, before: list[str]) -> None:
-    """Exits where answers are of other weights. `before`: SHA-256 of this file when it had another calibration."""
-    own = {file_sha256(weights), *before}
-    for path in paths:
-        said = json.loads(path.with_name("metrics.json").read_text(encoding="utf-8"))["weights"]
-        if said["sha256"] not in own:
-            sys.exit(f"{path}: these are answers of {said['path']} (SHA-256 {said['sha256']}) and not of {weights}")
-
-
-def read(paths: list[Path]) -> tuple[Answers, NDArray[np.bool_], list[str]]:
+def read(paths: list[Path], own: set[str]) -> tuple[Answers, NDArray[np.bool_], list[str]]:
     """All answers, their scores before any calibration, which belong to the half that is fitted to, and what each file
-    is about.
+    is about. Exits where they are of other weights than those with the SHA-256 of `own`.
     """
     scores, rows, names = [], list[dict[str, Any]](), list[str]()
     for path in paths:
         document = json.loads(path.with_name("metrics.json").read_text(encoding="utf-8"))
         if document["min_score"]:
             sys.exit(f"{path}: evaluated with --min-score {document['min_score']}; evaluate again without it")
+        if (said := document["weights"])["sha256"] not in own:
+            sys.exit(f"{path}: these are answers of {said['path']} (SHA-256 {said['sha256']}), of other weights")
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         said_N = np.array([row["score"] for row in lines])
         scores.append(restored(said_N, document["temperature"], document["score_shift"]))
@@ -141,9 +134,9 @@ def main() -> None:
     options.add_argument("--dry-run", action="store_true", help="only print")
     given = options.parse_args()
     loaded = load_weights(given.weights)
-    earlier = loaded.manifest.get("calibrated_from", [])
-    refuse_other_weights(given.predictions, given.weights, earlier)
-    answers, half_N, names = read(given.predictions)
+    # SHA-256 of this file now, and of what it was before it got other calibrations
+    own = [*loaded.manifest.get("calibrated_from", []), file_sha256(given.weights)]
+    answers, half_N, names = read(given.predictions, set(own))
     fitted, held = answers.some(half_N), answers.some(~half_N)
     (temperature, shift), threshold = fit_scores(fitted.score_N, fitted.right_N), loaded.config.min_score
     cooled, others = fitted.scaled(temperature, shift), held.scaled(temperature, shift)
@@ -165,8 +158,7 @@ def main() -> None:
     if not given.dry_run:
         fitted_fields = {"temperature": temperature, "score_shift": shift, "min_score": threshold}
         config = replace(loaded.config, **{name: round(value, 3) for name, value in fitted_fields.items()})
-        manifest = {**loaded.manifest, "calibrated_from": [*earlier, file_sha256(given.weights)]}
-        save_weights(given.weights, loaded.model, config, manifest)
+        save_weights(given.weights, loaded.model, config, {**loaded.manifest, "calibrated_from": own})
         print(f"written: {given.weights}")
 
 

@@ -179,7 +179,7 @@ def test_calibrating_finds_the_temperature_and_the_threshold_and_is_stable(small
         [sys.executable, SCRIPTS / "calibrate.py", weights, predictions], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert f"these are answers of w.safetensors (SHA-256 {'0' * 64}) and not of {weights}" in done.stderr
+    assert f"these are answers of w.safetensors (SHA-256 {'0' * 64}), of other weights" in done.stderr
 
 
 def test_stickers_are_made_of_emoji_and_icons(tmp_path: Path) -> None:

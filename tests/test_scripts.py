@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,45 @@ def call(*words: object) -> str:
 def test_the_benchmark_of_scenes_runs() -> None:
     said = call(SCRIPTS.parent / "benchmarks/scenes.py", "--size", 96, "--scenes", 2, "--repeats", 1)
     assert len(re.findall(r"(?:drawn|written), \w+ time: [\d.]+ scenes/s per core", said)) == 2
+
+
+@pytest.mark.parametrize(
+    ("there", "ensurepip", "asked"),
+    [
+        (False, "works", ["system -m venv --clear .venv"]),
+        (True, "works", ["own -m ensurepip"]),  # another tool's environment, or half of one: its packages stay
+        (True, "fails", ["own -m ensurepip", "system -m venv --clear .venv"]),
+    ],
+)
+def test_an_environment_without_pip_is_mended_or_made_anew(
+    tmp_path: Path, there: bool, ensurepip: str, asked: list[str]
+) -> None:
+    """With a python that only writes down what it is asked to do; once installed, nothing is asked any more."""
+    answers = {
+        "own": """case "$*" in
+            *ensurepip) [ $ENSUREPIP = works ] && touch .venv/pip ;;
+            *--version) [ -e .venv/pip ] ;;
+        esac""",
+        "system": 'case "$*" in *venv*) mkdir -p .venv/bin && cp own .venv/bin/python && touch .venv/pip ;; esac',
+    }
+    for name, text in answers.items():
+        (tmp_path / name).write_text(f'#!/bin/bash\n[ "$1" = -c ] || echo "{name} $*" >> asked\n{text}\n')
+        (tmp_path / name).chmod(0o755)
+    if there:
+        (tmp_path / ".venv/bin").mkdir(parents=True)
+        shutil.copy(tmp_path / "own", tmp_path / ".venv/bin/python")
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(SCRIPTS / "setup.sh", tmp_path / "scripts")
+    (tmp_path / "pyproject.toml").touch()
+    install = "own -m pip install --quiet --disable-pip-version-check -e .[dev]"
+    for _ in range(2):
+        done = subprocess.run(
+            ["bash", "-c", "source scripts/setup.sh dev"], capture_output=True, text=True, check=False, cwd=tmp_path,
+            env={**os.environ, "PYTHON": str(tmp_path / "system"), "ENSUREPIP": ensurepip},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    said = (tmp_path / "asked").read_text().splitlines()
+    assert [line for line in said if "--version" not in line] == [*asked, install]
 
 
 @pytest.mark.parametrize("name", ["COCO", "STICKERS"])

@@ -56,9 +56,9 @@ class Answers:
         return replace(self, score_N=rescaled(self.score_N, temperature, shift))
 
 
-def read(paths: list[Path], own: set[str]) -> tuple[Answers, NDArray[np.bool_], list[str]]:
+def read(paths: list[Path], weights: Path, own: list[str]) -> tuple[Answers, NDArray[np.bool_], list[str]]:
     """All answers, their scores before any calibration, which belong to the half that is fitted to, and what each file
-    is about. Exits where they are of other weights than those with the SHA-256 of `own`.
+    is about. Exits where they are of other weights than `weights`, with the SHA-256 of `own` now and before.
     """
     scores, rows, names = [], list[dict[str, Any]](), list[str]()
     for path in paths:
@@ -66,7 +66,7 @@ def read(paths: list[Path], own: set[str]) -> tuple[Answers, NDArray[np.bool_], 
         if document["min_score"]:
             sys.exit(f"{path}: evaluated with --min-score {document['min_score']}; evaluate again without it")
         if (said := document["weights"])["sha256"] not in own:
-            sys.exit(f"{path}: these are answers of {said['path']} (SHA-256 {said['sha256']}), of other weights")
+            sys.exit(f"{path}: these are answers of {said['path']} (SHA-256 {said['sha256']}) and not of {weights}")
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         said_N = np.array([row["score"] for row in lines])
         scores.append(restored(said_N, document["temperature"], document["score_shift"]))
@@ -136,7 +136,7 @@ def main() -> None:
     loaded = load_weights(given.weights)
     # SHA-256 of this file now, and of what it was before it got other calibrations
     own = [*loaded.manifest.get("calibrated_from", []), file_sha256(given.weights)]
-    answers, half_N, names = read(given.predictions, set(own))
+    answers, half_N, names = read(given.predictions, given.weights, own)
     fitted, held = answers.some(half_N), answers.some(~half_N)
     (temperature, shift), threshold = fit_scores(fitted.score_N, fitted.right_N), loaded.config.min_score
     cooled, others = fitted.scaled(temperature, shift), held.scaled(temperature, shift)

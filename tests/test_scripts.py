@@ -32,6 +32,12 @@ def call(*words: object) -> str:
     return done.stdout
 
 
+def write_command(path: Path, text: str) -> None:
+    """A shell script that stands in for a command."""
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
 def test_the_benchmark_of_scenes_runs() -> None:
     said = call(SCRIPTS.parent / "benchmarks/scenes.py", "--size", 96, "--scenes", 2, "--repeats", 1)
     assert len(re.findall(r"(?:drawn|written), \w+ time: [\d.]+ scenes/s per core", said)) == 2
@@ -57,8 +63,7 @@ def test_an_environment_without_pip_is_mended_or_made_anew(
         "system": 'case "$*" in *venv*) mkdir -p .venv/bin && cp own .venv/bin/python && touch .venv/pip ;; esac',
     }
     for name, text in answers.items():
-        (tmp_path / name).write_text(f'#!/bin/bash\n[ "$1" = -c ] || echo "{name} $*" >> asked\n{text}\n')
-        (tmp_path / name).chmod(0o755)
+        write_command(tmp_path / name, f'[ "$1" = -c ] || echo "{name} $*" >> asked\n{text}')
     if there:
         (tmp_path / ".venv/bin").mkdir(parents=True)
         shutil.copy(tmp_path / "own", tmp_path / ".venv/bin/python")
@@ -107,8 +112,7 @@ def test_the_folder_of_the_run_is_said_once_for_training_and_evaluation(tmp_path
 def test_a_slurm_job_is_queued_again_where_it_can_go_on(tmp_path: Path, said: str, code: int, again: bool) -> None:
     commands = {"srun": f"echo {said!r} >&2; exit {code}", "scontrol": f'echo "$@" >> {tmp_path}/asked'}
     for name, text in commands.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
-        (tmp_path / name).chmod(0o755)
+        write_command(tmp_path / name, text)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
     done = subprocess.run(
         ["bash", SCRIPTS / "train.slurm"], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
@@ -219,7 +223,7 @@ def test_calibrating_finds_the_temperature_and_the_threshold_and_is_stable(small
         [sys.executable, SCRIPTS / "calibrate.py", weights, predictions], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert f"these are answers of w.safetensors (SHA-256 {'0' * 64}), of other weights" in done.stderr
+    assert f"these are answers of w.safetensors (SHA-256 {'0' * 64}) and not of {weights}" in done.stderr
 
 
 def test_stickers_are_made_of_emoji_and_icons(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def print_table(found: Evaluation, model: str, weights: str) -> None:
 
     print(f"{found.data}, {model} ({weights})\nin percent; Pr@X: IoU > X; best: of the Q queries, not the chosen one")
     shares = [f"Pr@{x}".replace("0.", ".") for x in THRESHOLDS]
-    width = max(10, max(map(len, found.by_kind), default=0))
+    width = max([10, *map(len, found.by_kind)])
     print(_line("samples".ljust(width), "count", "mIoU", "oIoU", *shares, "best:", "mIoU", "Pr@.5"))
     rows = [("all", found.summary, found.best_of_q)]
     rows += [(kind, summary, found.best_of_q_by_kind[kind]) for kind, summary in found.by_kind.items()]

@@ -34,7 +34,7 @@ BYTES_AT_ONCE = 33_000_000
 eight expressions at 480 x 640 take 1.1 to 1.4 times as long at once as in turn, with vlformer-tiny 0.8 times."""
 FEW_PRODUCTS = 100
 """A convolution of the backbone that sums fewer products stays in float32: with as few, its weights' rounding does not
-average out (masks of the embedded model's examples: mean IoU with float32's 0.986 without, 0.997 with this)."""
+average out (masks of an earlier embedded model's examples: mean IoU with float32's 0.986 without, 0.997 with this)."""
 
 
 class Fast(nn.Module):

@@ -87,6 +87,10 @@ class ModelConfig:
     """Sampling points per head and level. Original: 4."""
     position_in_features: bool = True
     """The sine position is added to the features before the early fusion. False reproduces the original."""
+    word_position: Literal["index", "normalized"] = "index"
+    """Sine positions of the words. `normalized`: word i of n at i / n * 2 pi, the original's form. `index`: 0, 1, 2,
+    ..., the form of weight files that do not name this field.
+    """
     mix_levels: bool = False
     """Before the words come in, each level of the picture's features becomes the mean of all levels. Original: no."""
     pointer: bool = False

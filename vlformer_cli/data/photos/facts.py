@@ -1,0 +1,232 @@
+"""What is true of the objects of a picture, and the proof that an expression means one of them alone.
+
+Geometry and margins are those of drawn scenes (`scenes.meaning`): a meaning must hold clearly of its referent and must
+not hold of any other object even on a loose reading. What is unknown of an object counts as possible.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from vlformer_cli.data.photos.names import CARRIED, CLOTHES, WORN, categories_called
+from vlformer_cli.data.photos.objects import Picture, Seen
+from vlformer_cli.data.scenes.meaning import Looks, Meaning, Place, holds, matching
+from vlformer_cli.data.scenes.objects import ALIKE, MIN_AREA, Scene, SceneObject
+
+DEPTHS = ("front", "back")
+DEPTH_MARGIN = 0.08
+"""Of the height: how much lower the feet of the nearest object stand than those of any other of its name."""
+DEPTH_AREA = 1.4
+"""How many times the area of any other the nearest object covers."""
+ALIKE_PEOPLE = (
+    *(frozenset(pair) for pair in (("man", "boy"), ("woman", "girl"), ("boy", "child"), ("girl", "child"))),
+    *(frozenset(pair) for pair in (("boy", "girl"), ("man", "child"), ("woman", "child"))),
+)
+"""Pairs of nouns that may both be said of one person, or may be mixed up."""
+EDGE = 2
+"""Pixels: an outline that comes as near to the edge of the picture is cut off by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Something that is said of an object beside its name, color and place."""
+
+    kind: str
+    """noun, chest, garment, carried or cut off."""
+    value: str = ""
+    """The noun, or the color."""
+    garment: str = ""
+
+
+class Facts:
+    """A picture's objects as a scene in which meanings are proved."""
+
+    def __init__(self, picture: Picture) -> None:
+        self.picture = picture
+        self.height, self.width = picture.size
+        self.objects = picture.objects
+        self._things = [_thing(one) for one in picture.objects]
+        self._scenes: dict[tuple[tuple[str, ...], tuple[Claim, ...]], Scene] = {}
+
+    @cached_property
+    def referents(self) -> list[int]:
+        """The objects that are seen well enough to be meant."""
+        floor = MIN_AREA * max(self.width, self.height) ** 2
+        return [
+            number
+            for number, (one, thing) in enumerate(zip(self.objects, self._things, strict=True))
+            if not one.is_group and thing.area >= floor and thing.visible >= 0.45
+        ]
+
+    def is_known(self, name: str, category: str | None = None) -> bool:
+        """Whether every object that `name` may mean is annotated. `category`: of the object that is meant.
+
+        Clothes are annotated as a whole outfit, so that there the category itself is enough.
+        """
+        called = categories_called(name)
+        needed = called - CLOTHES | {category} if category in CLOTHES and category is not None else called
+        if any(one.is_group and one.category in called for one in self.objects):
+            return False
+        return all(self._is_labelled(one) for one in needed)
+
+    def _is_labelled(self, category: str) -> bool:
+        labelled = self.picture.labelled
+        return category in labelled or (category == "coffee mug" and "cup" in labelled)
+
+    def called(self, name: str) -> list[int]:
+        """The objects that the name may mean."""
+        categories = categories_called(name)
+        return [number for number, one in enumerate(self.objects) if one.category in categories]
+
+    def truth(self, claim: Claim, number: int) -> bool | None:
+        """Whether a claim is true of an object; None where that is not known."""
+        one = self.objects[number]
+        if claim.kind == "cut off":
+            return self._is_cut_off(number)
+        if claim.kind == "noun":
+            return _same(claim.value, one.noun, ALIKE_PEOPLE)
+        if claim.kind == "chest":
+            return _same(claim.value, _chest_of(one), ALIKE)
+        return _wears(one, claim)
+
+    def _is_cut_off(self, number: int) -> bool | None:
+        """None for an object that comes near an edge."""
+        x, y, width, height = self._things[number].bbox
+        nearest = min(x, y, self.width - x - width, self.height - y - height)
+        return True if nearest < EDGE else None if nearest < 3 * EDGE else False
+
+    def scene(self, names: tuple[str, ...], claims: tuple[Claim, ...] = ()) -> Scene:
+        """The objects under the given names; whether the claims are true of them stands in `pattern`."""
+        if (names, claims) not in self._scenes:
+            self._scenes[names, claims] = self._scene(names, claims)
+        return self._scenes[names, claims]
+
+    def _scene(self, names: tuple[str, ...], claims: tuple[Claim, ...]) -> Scene:
+        things = []
+        for number, (one, thing) in enumerate(zip(self.objects, self._things, strict=True)):
+            kind = next((name for name in names if one.category in categories_called(name)), f"={one.category}")
+            kind = kind if thing.area else "=hidden"
+            pattern = self._pattern(claims, number) if claims and kind == names[0] else "no"
+            things.append(replace(thing, kind=kind, pattern=pattern))
+        return Scene(0, self.width, self.height, tuple(things))
+
+    def _pattern(self, claims: tuple[Claim, ...], number: int) -> str:
+        truths = [self.truth(claim, number) for claim in claims]
+        if all(truths):
+            return "yes"
+        return "no" if False in truths else ""
+
+    def proves(self, meaning: Meaning, referent: int, claims: tuple[Claim, ...] = ()) -> bool:
+        """Whether the meaning is clearly true of the referent and of no other object."""
+        names = (
+            meaning.looks.kind or "",
+            *(a.kind or "" for a in (meaning.relation.anchors if meaning.relation else ())),
+        )
+        if len(names) > 1 and categories_called(names[0]) & frozenset().union(*map(categories_called, names[1:])):
+            return False
+        looks = replace(meaning.looks, pattern="yes") if claims else meaning.looks
+        scene = self.scene(names, claims)
+        if meaning.place is not None and meaning.place.form in DEPTHS:
+            return self._depth_holds(meaning.place, scene, looks, referent)
+        return holds(replace(meaning, looks=looks), scene, referent)
+
+    def _depth_holds(self, place: Place, scene: Scene, looks: Looks, referent: int) -> bool:
+        """The nearest object stands lowest and is largest, the farthest stands highest and is smallest."""
+        group = matching(looks, scene, loose=True)
+        if referent not in group or group != matching(looks, scene) or not set(group) <= set(scene.referents()):
+            return False
+        here, sign = scene.objects[referent], 1 if place.form == "front" else -1
+        for other in (scene.objects[number] for number in group if number != referent):
+            lower = sign * (_feet(here) - _feet(other)) / self.height
+            ratio = (here.area / other.area) ** sign
+            if lower < DEPTH_MARGIN or ratio < DEPTH_AREA or (sign < 0 and other.area * DEPTH_AREA < here.area):
+                return False
+        return len(group) > 1
+
+
+def _feet(thing: SceneObject) -> float:
+    return thing.bbox[1] + thing.bbox[3]
+
+
+def _thing(one: Seen) -> SceneObject:
+    rows, columns = np.flatnonzero(one.mask_HW.any(1)), np.flatnonzero(one.mask_HW.any(0))
+    if not len(rows):
+        return SceneObject(one.category, "", "", "", 1.0, -1e6, -1e6, (-1e6, -1e6, 0.0, 0.0), 0, 0, 1, ())
+    x, y = float(columns[0]), float(rows[0])
+    width, height = float(columns[-1] + 1 - x), float(rows[-1] + 1 - y)
+    area = int(np.count_nonzero(one.mask_HW))
+    in_column, in_row = one.mask_HW.sum(0), one.mask_HW.sum(1)
+    cx = float((in_column * np.arange(len(in_column))).sum() / area)
+    cy = float((in_row * np.arange(len(in_row))).sum() / area)
+    full = max(round(one.full_area), area)
+    return SceneObject(
+        one.category, one.color, "", "", max(width, height), cx, cy, (x, y, width, height), 0, area, full, ()
+    )
+
+
+def _same(said: str, known: str, alike: tuple[frozenset[str], ...]) -> bool | None:
+    if not known:
+        return None
+    if said == known:
+        return True
+    return None if frozenset({said, known}) in alike else False
+
+
+def _chest_of(one: Seen) -> str:
+    """The color of the upper body: of the outermost garment there is, or as it was measured."""
+    if one.clothes is None:
+        return one.chest
+    worn = {garment.category: garment.color for garment in one.clothes}
+    for category in ("coat", "jacket", "blazer", "cape", "cardigan", "vest"):
+        if category in worn:
+            return worn[category]
+    uppers = (
+        "dress",
+        "suit",
+        "sweater",
+        "sweatshirt",
+        "hoodie",
+        "jumper",
+        "shirt",
+        "blouse",
+        "t-shirt",
+        "top",
+        "romper",
+    )
+    return next((worn[category] for category in uppers if category in worn), "")
+
+
+def _wears(one: Seen, claim: Claim) -> bool | None:
+    """A garment of a color, which another garment of the kind may be taken for."""
+    if one.clothes is None:
+        return None if one.category == "person" else False
+    group = WORN if claim.kind == "garment" else CARRIED
+    similar = [
+        garment for garment in one.clothes if garment.category in group and _is_similar(garment.category, claim.garment)
+    ]
+    truths = [_same(claim.value, garment.color, ALIKE) if claim.value else True for garment in similar]
+    exact = [g.category == claim.garment for g in similar]
+    if any(truth and same for truth, same in zip(truths, exact, strict=True)):
+        return True
+    return None if any(truth is not False for truth in truths) else False
+
+
+def _is_similar(one: str, two: str) -> bool:
+    """Whether people might call both garments by one word."""
+    return one == two or any(one in group and two in group for group in _SIMILAR)
+
+
+_SIMILAR = (
+    frozenset(
+        {"coat", "jacket", "blazer", "cape", "cardigan", "vest", "suit", "sweater", "jumper", "sweatshirt", "hoodie"}
+    ),
+    frozenset({"shirt", "blouse", "t-shirt", "top", "sweater", "jumper", "sweatshirt", "hoodie", "cardigan", "vest"}),
+    frozenset({"pants", "jeans", "leggings", "tights", "stockings", "shorts"}),
+    frozenset({"dress", "skirt", "romper"}),
+    frozenset({"shoes", "boots", "sandals", "loafers", "heels", "sneakers", "pumps", "flats", "wedges"}),
+    frozenset({"bag", "purse", "wallet"}),
+    frozenset({"socks", "stockings", "tights", "leggings"}),
+)

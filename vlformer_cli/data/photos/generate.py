@@ -1,0 +1,329 @@
+"""Writes a referring data set made of annotated photographs: as they are, or as many new views of them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+
+from vlformer_cli.data.photos.annotations import AnnotatedPhoto
+from vlformer_cli.data.photos.compose import NOT_CUT_OUT, CutOut, choose_window, cut_out, paste, show, side_by_side
+from vlformer_cli.data.photos.facts import Facts
+from vlformer_cli.data.photos.find import find_photos
+from vlformer_cli.data.photos.names import CLOTHES
+from vlformer_cli.data.photos.objects import Picture, Seen, open_photo
+from vlformer_cli.data.photos.propose import Expression, rows_of, write_expressions
+from vlformer_cli.data.rle import encode_mask
+from vlformer_cli.data.store import PreparedWriter
+from vlformer_cli.data.transforms import fitted_size
+from vlformer_cli.data.workers import run_chunks
+from vlformer_cli.types import RLE, Ref, VLFormerError
+
+CHUNK = 32
+"""Pictures that a worker makes at once."""
+IDS = 256
+"""ref_id and sent_id of one picture lie in [ordinal * IDS, (ordinal + 1) * IDS)."""
+VAL_SHARE = 16
+"""One photograph in so many is for validation."""
+JPEG_QUALITY = (75, 96)
+VIEWS = {"single": 0.5, "mosaic": 0.2, "paste": 0.3}
+GRIDS = ((1, 2), (2, 1), (2, 2), (2, 2))
+"""Rows and columns of a mosaic."""
+DRAWS = 200
+SMALLEST_CUT = 40
+"""Pixels of the longer side of what is cut out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a data set of photographs is like."""
+
+    views: int = 0
+    """Number of new pictures to make; 0: every photograph once, as it is."""
+    size: int = 320
+    """Pixels of the longer side of a new picture."""
+    seed: int = 0
+    most: int = 10
+    """Expressions for one picture, apart from those without a target."""
+    no_target: float = 0.1
+    """Expressions that mean nothing in their picture, per ordinary expression."""
+    trust_annotated: bool = False
+    """Where a photograph is labelled for no category, those that are annotated count as labelled."""
+    boxes: bool = False
+    """The annotations have boxes only."""
+
+
+class Task(NamedTuple):
+    """The pictures from `first` up to `last`, which one call of a worker makes."""
+
+    source: Path
+    folder: Path
+    split: str
+    first: int
+    last: int
+    recipe: Recipe
+
+
+def split_of(photo: AnnotatedPhoto) -> str:
+    """Which split a photograph belongs to, by its name, so that it stays there whatever else is in the folder."""
+    return "val" if zlib.crc32(photo.path.name.encode()) % VAL_SHARE == 0 else "train"
+
+
+class Library:
+    """The photographs of one split."""
+
+    def __init__(self, source: Path, split: str, *, trust_annotated: bool = False, boxes: bool = False) -> None:
+        self.trust_annotated = trust_annotated
+        self.photos = [photo for photo in find_photos(source, boxes=boxes) if split_of(photo) == split]
+        counts = [sum(one.category not in CLOTHES for one in photo.annotations) for photo in self.photos]
+        weights = np.clip(np.sqrt(np.array(counts, dtype=np.float64)), 0.7, 3.0)
+        self.weights = weights / weights.sum() if len(weights) else weights
+        self.by_category: dict[str, list[int]] = {}
+        for number, photo in enumerate(self.photos):
+            for category in sorted({one.category for one in photo.annotations if not one.is_crowd}):
+                self.by_category.setdefault(category, []).append(number)
+        self.open = lru_cache(maxsize=400)(self._open)
+
+    def _open(self, number: int) -> Picture:
+        return open_photo(self.photos[number], trust_annotated=self.trust_annotated)
+
+    def draw(self, rng: Generator) -> Picture:
+        """A photograph; those with many objects more often."""
+        return self.open(int(rng.choice(len(self.photos), p=self.weights)))
+
+    def draw_with(self, rng: Generator, category: str) -> Picture:
+        """A photograph that shows an object of the category."""
+        numbers = self.by_category[category]
+        return self.open(numbers[int(rng.integers(len(numbers)))])
+
+    def draw_beside(self, rng: Generator, shared: str | None) -> Picture:
+        """A photograph with the category, or one that is known to have none of it, so that it can be told apart."""
+        if shared is not None and rng.random() < 0.75:
+            return self.draw_with(rng, shared)
+        picture = self.draw(rng)
+        for _ in range(8):
+            if shared is None or shared in picture.labelled:
+                break
+            picture = self.draw(rng)
+        return picture
+
+    def draw_cut_out(self, rng: Generator, category: str) -> CutOut | None:
+        """An object of the category that is seen whole; None if the photograph that was drawn has none."""
+        picture = self.draw_with(rng, category)
+        height, width = picture.size
+        fitting = [
+            n for n, one in enumerate(picture.objects) if one.category == category and _is_whole(one, height, width)
+        ]
+        return cut_out(picture, fitting[int(rng.integers(len(fitting)))]) if fitting else None
+
+
+def _is_whole(one: Seen, height: int, width: int) -> bool:
+    """Whether an object can be cut out: large enough, and not cut off by the edge."""
+    rows, columns = np.flatnonzero(one.mask_HW.any(1)), np.flatnonzero(one.mask_HW.any(0))
+    if one.is_group or one.owner >= 0 or not len(rows):
+        return False
+    edges = rows[0], columns[0], height - 1 - rows[-1], width - 1 - columns[-1]
+    return bool(min(edges) > 1 and max(rows[-1] - rows[0], columns[-1] - columns[0]) >= SMALLEST_CUT)
+
+
+def make_view(rng: Generator, library: Library, size: int) -> Picture:
+    """A new picture: a part of one photograph, several side by side, or one with cut-outs of others."""
+    kind = str(rng.choice(list(VIEWS), p=list(VIEWS.values())))
+    base = library.draw(rng)
+    if kind == "mosaic":
+        return _mosaic(rng, library, base, size)
+    window = choose_window(rng, base)
+    picture = show(base, window, fitted_size(round(window.height), round(window.width), size, size))
+    return _with_cut_outs(rng, library, picture) if kind == "paste" else picture
+
+
+def _mosaic(rng: Generator, library: Library, base: Picture, size: int) -> Picture:
+    """Tiles that share a category, so that the category alone does not tell which is meant."""
+    rows, columns = GRIDS[int(rng.integers(len(GRIDS)))]
+    tile = {1: size * 3 // 4, 2: size // 2}
+    height, width = tile[rows], tile[columns]
+    shared = _common_category(rng, base)
+    tiles = []
+    for number in range(rows * columns):
+        picture = base if number == 0 else library.draw_beside(rng, shared)
+        tiles.append(show(picture, choose_window(rng, picture, aspect=width / height, whole=0.5), (height, width)))
+    order = rng.permutation(len(tiles))
+    return side_by_side([tiles[int(i)] for i in order], columns)
+
+
+def _common_category(rng: Generator, picture: Picture) -> str | None:
+    found = sorted({one.category for one in picture.objects if one.category not in CLOTHES})
+    return found[int(rng.integers(len(found)))] if found else None
+
+
+def _with_cut_outs(rng: Generator, library: Library, picture: Picture) -> Picture:
+    """One to four cut-outs, mostly of a category that is there, beside what is there."""
+    shared = _common_category(rng, picture)
+    everything = sorted(set(library.by_category) - NOT_CUT_OUT - CLOTHES)
+    if not everything:
+        return picture
+    other = everything[int(rng.integers(len(everything)))]
+    for _ in range(int(rng.integers(1, 5))):
+        category = shared if shared is not None and shared not in NOT_CUT_OUT and rng.random() < 0.65 else other
+        found = library.draw_cut_out(rng, category)
+        if found is not None:
+            share = float(np.exp(rng.uniform(np.log(0.006), np.log(0.12))))
+            spot = float(rng.uniform(0.08, 0.92)), float(rng.uniform(0.2, 0.9))
+            picture = paste(rng, picture, found, share=share, spot=spot)
+    return picture
+
+
+def _chunk(task: Task) -> list[list[Ref]]:
+    """The refs of each picture of a task; new pictures are written into their files. Runs in a worker."""
+    library = _library(task.source, task.split, task.recipe.trust_annotated, task.recipe.boxes)
+    made = []
+    for ordinal in range(task.first, task.last):
+        rng = np.random.default_rng([task.recipe.seed, zlib.crc32(task.split.encode()), ordinal])
+        if task.recipe.views:
+            facts, expressions = _telling_view(rng, library, task.recipe)
+            picture = facts.picture
+            image = f"{task.split}/{ordinal:06d}.jpg"
+            quality = int(rng.integers(*JPEG_QUALITY))
+            cv2.imwrite(str(task.folder / image), picture.pixels_HW3[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+        else:
+            facts = Facts(library.open(ordinal))
+            expressions = _expressions(rng, facts, task.recipe)
+            image = str(library.photos[ordinal].path.relative_to(task.folder))
+        made.append(refs_of(facts, expressions, image, ordinal))
+    return made
+
+
+def _telling_view(rng: Generator, library: Library, recipe: Recipe) -> tuple[Facts, list[Expression]]:
+    """A view about which something can be said."""
+    for _ in range(DRAWS):
+        facts = Facts(make_view(rng, library, recipe.size))
+        expressions = _expressions(rng, facts, recipe)
+        if any(expression.referents for expression in expressions):
+            return facts, expressions
+    raise VLFormerError(
+        f"{DRAWS} views in a row show no object that an expression can mean: annotate more objects, or say in "
+        "`labelled` of which categories every instance is annotated"
+    )
+
+
+def _expressions(rng: Generator, facts: Facts, recipe: Recipe) -> list[Expression]:
+    return write_expressions(rng, facts, most=recipe.most, no_target=recipe.no_target)
+
+
+@lru_cache(maxsize=2)
+def _library(source: Path, split: str, trust_annotated: bool, boxes: bool) -> Library:
+    """A worker reads it once."""
+    return Library(source, split, trust_annotated=trust_annotated, boxes=boxes)
+
+
+def refs_of(facts: Facts, expressions: list[Expression], image: str, ordinal: int) -> list[Ref]:
+    """One ref for each object, or group of objects, that expressions mean, and one for those that mean nothing."""
+    refs, sent = [], 0
+    for number, (referents, some) in enumerate(rows_of(expressions)):
+        mask_HW = np.zeros(facts.picture.size, dtype=np.bool_)
+        for referent in referents:
+            mask_HW |= facts.objects[referent].mask_HW
+        rle = encode_mask(mask_HW) if referents else None
+        refs.append(
+            Ref(
+                image=image,
+                image_id=ordinal,
+                width=facts.width,
+                height=facts.height,
+                ref_id=ordinal * IDS + number,
+                ann_ids=tuple(ordinal * IDS + referent for referent in referents),
+                category=facts.objects[referents[0]].category if referents else "",
+                bbox=_box(mask_HW),
+                segmentation=rle,
+                expressions=tuple(e.text for e in some),
+                sent_ids=tuple(ordinal * IDS + sent + n for n in range(len(some))),
+                kinds=tuple(e.label for e in some),
+                anchors=_anchors(facts, some),
+            )
+        )
+        sent += len(some)
+    return refs
+
+
+def _box(mask_HW: np.ndarray[Any, Any]) -> tuple[float, float, float, float]:
+    rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
+    if not len(rows):
+        return 0.0, 0.0, 0.0, 0.0
+    x, y = float(columns[0]), float(rows[0])
+    return x, y, float(columns[-1] + 1) - x, float(rows[-1] + 1) - y
+
+
+def _anchors(facts: Facts, expressions: list[Expression]) -> tuple[RLE | None, ...]:
+    """Masks of what the expressions name beside their referent; empty where that is not known of one of them."""
+    if any(expression.anchors is None for expression in expressions):
+        return ()
+    found: list[RLE | None] = []
+    for expression in expressions:
+        mask_HW = np.zeros(facts.picture.size, dtype=np.bool_)
+        for number in expression.anchors or ():
+            mask_HW |= facts.objects[number].mask_HW
+        found.append(encode_mask(mask_HW) if expression.anchors else None)
+    return tuple(found)
+
+
+def prepare_photos(
+    directory: Path,
+    source: Path,
+    recipe: Recipe,
+    *,
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Writes the data set into `directory` and returns its manifest.
+
+    The same photographs, recipe and seed give the same bytes, whatever the number of workers. Workers are spawned: a
+    script that calls this needs `if __name__ == "__main__"`. Raises VLFormerError for photographs or annotations that
+    cannot be used.
+    """
+    source = source.resolve()
+    photos = find_photos(source, boxes=recipe.boxes)
+    name = f"seed{recipe.seed}" if recipe.views else "whole"
+    with PreparedWriter(directory, dataset="photos", split_by=name, overwrite=overwrite) as writer:
+        folder = writer.folder / "images" if recipe.views else source
+        writer.manifest["image_root"] = "images" if recipe.views else str(source)
+        counts = _counts(photos, recipe)
+        done = 0
+        for split, count in counts.items():
+            if recipe.views:
+                (folder / split).mkdir(parents=True)
+            starts = range(0, count, CHUNK)
+            tasks = [Task(source, folder, split, first, min(first + CHUNK, count), recipe) for first in starts]
+            with closing(run_chunks(_chunk, tasks, workers)) as chunks:
+                writer.write_split(split, _reported(chunks, done, sum(counts.values()), progress))
+            done += count
+        writer.manifest["photos"] = {**asdict(recipe), "source": str(source), "photographs": len(photos)}
+    return writer.manifest
+
+
+def _reported(
+    chunks: Iterator[list[list[Ref]]], done: int, total: int, progress: Callable[[int, int], None] | None
+) -> Iterator[Ref]:
+    for chunk in chunks:
+        for refs in chunk:
+            yield from refs
+        done += len(chunk)
+        if progress is not None:
+            progress(done, total)
+
+
+def _counts(photos: list[AnnotatedPhoto], recipe: Recipe) -> dict[str, int]:
+    """Pictures of each split."""
+    own = {split: sum(split_of(photo) == split for photo in photos) for split in ("train", "val")}
+    if not recipe.views:
+        return own
+    val = max(1, recipe.views // VAL_SHARE) if own["val"] else 0
+    return {"train": recipe.views - val, "val": val}

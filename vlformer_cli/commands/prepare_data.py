@@ -18,7 +18,7 @@ def prepare_data(
     dataset: Annotated[
         str,
         typer.Argument(
-            help="refcoco, refcoco+, refcocog, grefcoco; scenes (drawn); photos (annotated, without expressions); custom."
+            help="refcoco, refcoco+, refcocog, grefcoco; scenes (drawn); photos (annotated); custom (your own)."
         ),
     ],
     root: Annotated[
@@ -118,7 +118,13 @@ def prepare_data(
         raise UsageError(f"{said}: for published data sets; {dataset} has nothing that it could mean")
     if dataset != "photos" and (views or trust_annotated):
         raise UsageError(f"--views and --trust-annotated: for `prepare-data photos`, not for {dataset}")
-    drawn = {"--scenario": scenario != "mix", "--bent": bent, "--stickers": stickers, "--reworded": reworded}
+    recipe: dict[str, Any]
+    drawn: dict[str, object] = {
+        "--scenario": scenario != "mix",
+        "--bent": bent,
+        "--stickers": stickers,
+        "--reworded": reworded,
+    }
     drawn |= {"--no-target": no_target is not None and dataset != "photos"}
     if dataset != "scenes" and any(drawn.values()):
         said = ", ".join(name for name, value in drawn.items() if value)
@@ -131,9 +137,9 @@ def prepare_data(
         _scenes(directory, images or "2000", seed, recipe, workers, overwrite)
     elif dataset == "photos":
         directory = root / (f"photos-seed{seed}" if views else "photos-whole")
-        wanted = {"views": views, "seed": seed, "size": size or 320, "trust_annotated": trust_annotated}
-        wanted |= {} if no_target is None else {"no_target": no_target}
-        _photos(directory, source, wanted, workers, overwrite)
+        recipe = {"views": views, "seed": seed, "size": size or 320, "trust_annotated": trust_annotated}
+        recipe |= {} if no_target is None else {"no_target": no_target}
+        _photos(directory, source, recipe, workers, overwrite)
     elif dataset == "custom":
         directory = root / f"custom-{split_by or 'own'}"
         _custom(directory, source, images, overwrite, check_images)

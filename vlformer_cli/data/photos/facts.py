@@ -17,6 +17,9 @@ from vlformer_cli.data.scenes.meaning import Looks, Meaning, Place, holds, match
 from vlformer_cli.data.scenes.objects import ALIKE, MIN_AREA, Scene, SceneObject
 
 DEPTHS = ("front", "back")
+SIZES = ("biggest", "smallest")
+SIZE_AREA = 1.3
+"""How many times the area of any other the biggest object covers."""
 DEPTH_MARGIN = 0.08
 """Of the height: how much lower the feet of the nearest object stand than those of any other of its name."""
 DEPTH_AREA = 1.4
@@ -131,6 +134,12 @@ class Facts:
         scene = self.scene(names, claims)
         if meaning.place is not None and meaning.place.form in DEPTHS:
             return self._depth_holds(meaning.place, scene, looks, referent)
+        if (
+            meaning.place is not None
+            and meaning.place.form in SIZES
+            and not _size_holds(meaning.place.form, scene, matching(looks, scene, loose=True), referent)
+        ):
+            return False
         return holds(replace(meaning, looks=looks), scene, referent)
 
     def _depth_holds(self, place: Place, scene: Scene, looks: Looks, referent: int) -> bool:
@@ -145,6 +154,15 @@ class Facts:
             if lower < DEPTH_MARGIN or ratio < DEPTH_AREA or (sign < 0 and other.area * DEPTH_AREA < here.area):
                 return False
         return len(group) > 1
+
+
+def _size_holds(form: str, scene: Scene, group: list[int], referent: int) -> bool:
+    """Whether the area tells as clearly as the extent, which `holds` looks at, which object is larger."""
+    here = scene.objects[referent].area
+    others = [scene.objects[number].area for number in group if number != referent]
+    if form == "biggest":
+        return all(here > SIZE_AREA * area for area in others)
+    return all(area > SIZE_AREA * here for area in others)
 
 
 def _feet(thing: SceneObject) -> float:

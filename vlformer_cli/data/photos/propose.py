@@ -203,7 +203,7 @@ def _stands_out(facts: Facts, name: str) -> bool:
 
 def _place(rng: Generator, group: int) -> Place:
     forms = ["side"] * 6 + ["far"] * 2 + ["corner"] * 2 + ["front", "back"] * 2 + ["middle"] * (2 * (group == 3))
-    form = pick(rng, forms + ["nth"] * (4 * (group >= 3)) + ["center"])
+    form = pick(rng, forms + ["nth"] * (4 * (group >= 3)) + ["center"] * (group != 3))
     if form in ("middle", "center", *DEPTHS):
         return Place(form)
     if form == "corner":

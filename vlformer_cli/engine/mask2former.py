@@ -68,15 +68,18 @@ def heads_of(path: Path) -> int:
 def fit(theirs: Mapping[str, Tensor], model: VLFormer, *, heads: int, their_heads: int) -> Fit:
     """`theirs` under plain names, `heads` of `model`. Raises VLFormerError where `theirs` is no Mask2Former."""
     layout = layout_of(theirs)
+    quick_gelu = any(type(module).__name__ == "QuickGELU" for module in model.text_encoder.tower.modules())
     taken: dict[str, Tensor] = {}
     lacking: dict[str, str] = {}
     for name, own in model.state_dict().items():
         if name.endswith(BOOKKEEPING):
             continue
         sources = source_names(name, layout)
-        reason = _obstacle(name, own, sources, theirs)
+        reason = _obstacle(own, sources, theirs)
         if not reason and heads != their_heads and _has_heads(name):
             reason = f"{their_heads} attention heads there, {heads} here"
+        if not reason and name.startswith("text_encoder.tower.") and not quick_gelu:
+            reason = "their CLIP has QuickGELU: set model.text.name to ViT-B-16-quickgelu"
         if reason:
             lacking[name] = reason
         else:
@@ -92,7 +95,7 @@ def fit(theirs: Mapping[str, Tensor], model: VLFormer, *, heads: int, their_head
     )
 
 
-def _obstacle(name: str, own: Tensor, sources: tuple[str, ...], theirs: Mapping[str, Tensor]) -> str:
+def _obstacle(own: Tensor, sources: tuple[str, ...], theirs: Mapping[str, Tensor]) -> str:
     """Why our tensor cannot be made of theirs; empty if it can."""
     if not sources:
         return "Mask2Former has no such layer"
@@ -110,8 +113,9 @@ def _is_in_proj(sources: tuple[str, ...]) -> bool:
 
 
 def _has_heads(name: str) -> bool:
-    in_layer = name.startswith(("decoder.blocks.", "pixel_decoder.encoder."))
-    return in_layer and any(part in name for part in (".attention.", ".to_pixels.", ".to_queries."))
+    in_layer = name.startswith(("decoder.blocks.", "pixel_decoder.encoder.", "pixel_decoder.fusion."))
+    parts = (".attention.", ".attentions.", ".to_pixels.", ".to_queries.", ".to_words.")
+    return in_layer and any(part in name for part in parts)
 
 
 def _arranged(name: str, sources: tuple[str, ...], theirs: Mapping[str, Tensor], heads: int) -> Tensor:

@@ -1,7 +1,8 @@
 """Mask2Former's names and ours: which tensor of its checkpoints goes where.
 
-Two layouts are known: detectron2's (github.com/facebookresearch/Mask2Former, its video checkpoints too) and that of
-transformers. Mask2Former counts levels from stride 32 to 8 throughout; our pixel decoder counts from 8 to 32, our
+Three layouts are known: detectron2's (github.com/facebookresearch/Mask2Former, its video checkpoints too), that of
+transformers, and the original VLFormer's (github.com/nero1342/VLFormer_RIS), which is detectron2's with the parts that
+read words. Mask2Former counts levels from stride 32 to 8 throughout; our pixel decoder counts from 8 to 32, our
 decoder from 32 to 8. Its decoder layers and ours meet the levels in one order, so that the first ones go together.
 """
 
@@ -14,6 +15,7 @@ from functools import cache
 from vlformer_cli.types import VLFormerError
 
 LAYOUTS = {
+    "VLFormer": ("resizer.", "text_encoder.", "sem_seg_head.pixel_decoder.fusion_1."),
     "detectron2": ("sem_seg_head.",),
     "transformers": ("pixel_level_module.", "transformer_module."),
 }
@@ -149,6 +151,45 @@ TABLE: tuple[Names, ...] = (
     ("decoder.heads.classes.*", "sem_seg_head.predictor.class_embed.*", "class_predictor.*"),
 )
 
+FUSION = tuple(
+    (
+        f"pixel_decoder.fusion.attentions.{level}.{part}",
+        f"sem_seg_head.pixel_decoder.fusion_{3 - level}.multihead_attn.{theirs}",
+    )
+    for level in range(3)  # theirs count from stride 32
+    for part, theirs in (
+        ("query_proj.*", "in_proj_*"),
+        ("key_proj.*", "in_proj_*"),
+        ("value_proj.*", "in_proj_*"),
+        ("out_proj.*", "out_proj.*"),
+    )
+)
+WORD_ATTENTION = "sem_seg_head.predictor.transformer_cross_attention_layers.#.multihead_attn_text."
+TEXT_LAYER = "text_encoder.text_model.encoder.layers.#."
+WORD_PARTS: tuple[tuple[str, str | tuple[str, ...]], ...] = (
+    *((f"decoder.blocks.#.to_words.{part}_proj.*", WORD_ATTENTION + "in_proj_*") for part in ("query", "key", "value")),
+    ("decoder.blocks.#.to_words.out_proj.*", WORD_ATTENTION + "out_proj.*"),
+    ("text_encoder.proj.*", "resizer.layers.0.*"),
+    ("text_encoder.tower.token_embedding.*", "text_encoder.text_model.embeddings.token_embedding.*"),
+    ("text_encoder.tower.positional_embedding", "text_encoder.text_model.embeddings.position_embedding.weight"),
+    ("text_encoder.tower.ln_final.*", "text_encoder.text_model.final_layer_norm.*"),
+    *(
+        (f"text_encoder.tower.transformer.resblocks.#.{ours}", f"{TEXT_LAYER}{theirs}")
+        for ours, theirs in (
+            ("ln_1.*", "layer_norm1.*"),
+            ("ln_2.*", "layer_norm2.*"),
+            ("attn.out_proj.*", "self_attn.out_proj.*"),
+            ("mlp.c_fc.*", "mlp.fc1.*"),
+            ("mlp.c_proj.*", "mlp.fc2.*"),
+        )
+    ),
+    (
+        "text_encoder.tower.transformer.resblocks.#.attn.in_proj_*",
+        tuple(f"{TEXT_LAYER}self_attn.{part}_proj.*" for part in "qkv"),
+    ),
+)
+"""Ours, the original VLFormer's; transformers' CLIP is its text tower."""
+
 
 def layout_of(names: Iterable[str]) -> str:
     """Raises VLFormerError unless one of the layouts has such names."""
@@ -157,7 +198,9 @@ def layout_of(names: Iterable[str]) -> str:
         if any(name.startswith(beginnings) for name in names):
             return layout
     first = ", ".join(names[:3]) or "none at all"
-    raise VLFormerError(f"holds no Mask2Former, neither detectron2's nor transformers'; its tensors are: {first}")
+    raise VLFormerError(
+        f"holds no Mask2Former, neither detectron2's nor transformers', and no VLFormer; its tensors are: {first}"
+    )
 
 
 def source_names(ours: str, layout: str) -> tuple[str, ...]:
@@ -166,21 +209,25 @@ def source_names(ours: str, layout: str) -> tuple[str, ...]:
     >>> source_names("decoder.blocks.4.to_pixels.out_proj.bias", "transformers")
     ('transformer_module.decoder.layers.4.cross_attn.out_proj.bias',)
     """
-    for row in TABLE:
-        match = _pattern(row[0]).fullmatch(ours)
+    for own, theirs in _rows(layout):
+        match = _pattern(own).fullmatch(ours)
         if match:
-            return tuple(_fill(name, match.groups()) for name in _theirs(row, layout))
+            return tuple(_fill(name, match.groups()) for name in theirs)
     return ()
 
 
 def has_counterpart(theirs: str, layout: str) -> bool:
     """Whether the table says where this tensor goes, be it that a model of ours has that layer or not."""
-    return any(_pattern(name).fullmatch(theirs) for row in TABLE for name in _theirs(row, layout))
+    return any(_pattern(name).fullmatch(theirs) for _, names in _rows(layout) for name in names)
 
 
-def _theirs(row: Names, layout: str) -> tuple[str, ...]:
-    names = row[1 + list(LAYOUTS).index(layout)]
-    return (names,) if isinstance(names, str) else names
+@cache
+def _rows(layout: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Our name, and theirs in this layout."""
+    rows = [(row[0], row[2 if layout == "transformers" else 1]) for row in TABLE]
+    if layout == "VLFormer":
+        rows += [*FUSION, *WORD_PARTS]
+    return tuple((own, (theirs,) if isinstance(theirs, str) else theirs) for own, theirs in rows)
 
 
 @cache

@@ -25,7 +25,8 @@ def ids(text: str) -> list[int]:
     ['"red ball"', "'red ball'", "“red ball”", "‘red ball’", "„red ball“", "«red ball»", "`red ball`", "``red ball''",
      "[red ball]", "(red ball)", "{red ball}", "<red ball>", "「red ball」", "［red ball］", "'red' ball", "red 'ball'",
      'red "ball"', "red (ball)", '"red ball."', '"red ball".', "(red ball!)", "'red ball", "red ball'", "'red ball.'",
-     "&quot;red ball&quot;", "&lt;red ball&gt;", "\ufeffred ball", "red\u200bball", "red ba\u00adll\u200f", "red ball…"],
+     "&quot;red ball&quot;", "&lt;red ball&gt;", "\ufeffred ball", "red\u200bball", "red ba\u00adll\u200f",
+     "red ball…"],
 )  # fmt: skip
 def test_quotation_marks_and_brackets_are_not_read(text: str) -> None:
     assert ids(text) == ids("red ball")

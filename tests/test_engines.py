@@ -305,7 +305,7 @@ def test_a_missing_extra_is_named(
     path = tmp_path / f"small.{ending}"
     with pytest.raises(VLFormerError, match=re.escape(remedy)):
         (export.export_onnx if ending == "onnx" else export.export_openvino)(loaded, path)
-    path.touch()
+    path.write_text("<net")
     with pytest.raises(VLFormerError, match=re.escape(remedy)):
         open_engine(path)
 

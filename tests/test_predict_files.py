@@ -219,6 +219,14 @@ def test_an_output_that_is_a_file_is_told_before_the_model_loads(
     assert re.search(r"--output notes\.txt.*is a file and no folder: choose another one", line)
 
 
+def test_an_evaluation_does_not_write_to_a_file(
+    run: Any, small_scenes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("notes.txt").touch()
+    assert run("eval", "--data", small_scenes, "-o", "notes.txt", "--weights", "missing.safetensors") == 2
+    assert "--output notes.txt" in capsys.readouterr().err
+
+
 def test_progress_is_shown_for_more_than_a_few_images(
     call: Any, photos: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

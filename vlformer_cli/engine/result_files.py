@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -14,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlformer_cli.data.rle import encode_mask, rle_area, rle_bbox
+from vlformer_cli.engine.output import check_output_folder
 from vlformer_cli.engine.predict import Segmentation
 from vlformer_cli.report.overlay import draw_overlay, save_image, save_mask_png
-from vlformer_cli.types import RLE, UsageError, VLFormerError
+from vlformer_cli.types import RLE, VLFormerError
 
 SLUG_LENGTH = 40  # characters of an expression that file names repeat
 NAME_BYTES = 100  # of an image's name and of an expression; file systems allow 255 in all
@@ -64,11 +64,7 @@ class ResultFolder:
         """
         self.folder, self.overwrite = folder, overwrite
         self._taken = set[str]()
-        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        if not nearest.is_dir():
-            raise UsageError(f"--output {folder}: {nearest} is a file and no folder: choose another one")
-        if not os.access(nearest, os.W_OK | os.X_OK):
-            raise UsageError(f"--output {folder}: {nearest} is not writable: choose another one")
+        check_output_folder(folder)
 
     def write(
         self, image_HW3: NDArray[np.uint8], image: str, stem: str, found: Segmentation

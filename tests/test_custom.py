@@ -221,7 +221,11 @@ def test_bad_rows_are_named(folder: Path, bad: Any, words: str) -> None:
         ("expressions.csv", "image;expression\na.png;x\n", "line 1 has ';' between its columns: use commas"),
         ("expressions.csv", "image,expression\na.png,the cup, left\n", "line 2 has more cells than the header"),
         ("expressions.csv", 'image,expression\na.png,"x\n', "is not CSV .*quotes"),
-        ("expressions.csv", "image,expression,annotation_id\na.png,x,one\n", "line 2: .*'one'.*whole numbers"),
+        (
+            "expressions.csv",
+            "image,expression,annotation_id\na.png,x,one\n",
+            "line 2 has the annotation ids 'one': give whole numbers",
+        ),
         ("expressions.csv", "expression\nx\n", "line 2 has no image"),
         ("expressions.csv", "", "holds no expressions"),
         ("expressions.jsonl", '\n{"image": "a.png"\n', "line 2 is not JSON"),
@@ -413,7 +417,7 @@ def test_pictures_are_decoded_where_that_is_asked_for(folder: Path) -> None:
 def test_half_a_character_is_named(folder: Path) -> None:
     """As a tool leaves it that cuts a text with an emoji at its end."""
     write(folder, [{"image": "a.png", "expression": "the red cup \ud83d", "annotation_id": 1}])
-    with pytest.raises(VLFormerError, match=r"ref 1 of a\.png: after 'the red cup ' stands half a character"):
+    with pytest.raises(VLFormerError, match=r"row 1 has half a character after 'the red cup '"):
         prepare(folder)
     assert not (folder / "mine-own").exists()
 

@@ -243,8 +243,13 @@ def test_openvino_gets_the_cores_and_computes_in_float32(exported: Path, monkeyp
 @pytest.fixture
 def broken(tmp_path: Path, small_onnx: Onnx, small_pt2: Onnx) -> Path:
     """A folder of files that are not what their names say."""
-    for name in ("text.onnx", "text.pt2", "text.xml", "text.bin", "alone.xml"):
+    for name in ("text.onnx", "text.pt2", "text.xml", "text.bin"):
         (tmp_path / name).write_text("not a model")
+    (tmp_path / "page.xml").write_text(
+        "<?xml version='1.0'?><annotation><object><name>cup</name></object></annotation>"
+    )
+    for name in ("alone.xml", "broken.xml", "broken.bin"):
+        (tmp_path / name).write_text('<?xml version="1.0"?><net name="model" version="11"><layers>')
     for path in (small_onnx[0], small_pt2[0]):
         (tmp_path / f"truncated{path.suffix}").write_bytes(path.read_bytes()[:-20_000])
     double = onnx.helper.make_node("Add", ["x", "x"], ["y"])
@@ -261,7 +266,9 @@ def broken(tmp_path: Path, small_onnx: Onnx, small_pt2: Onnx) -> Path:
     [
         ("text.onnx", "is not a whole ONNX file"),
         ("text.pt2", "is not a whole .pt2 file"),
-        pytest.param("text.xml", "is not a whole OpenVINO file", marks=NEEDS_OPENVINO),
+        ("text.xml", "is not a model of OpenVINO"),
+        ("page.xml", "is not a model of OpenVINO"),
+        pytest.param("broken.xml", "is not a whole OpenVINO file", marks=NEEDS_OPENVINO),
         pytest.param("alone.xml", "alone.bin is missing", marks=NEEDS_OPENVINO),
         ("truncated.onnx", "is not a whole ONNX file"),
         ("truncated.pt2", "is not a whole .pt2 file"),
@@ -298,7 +305,7 @@ def test_a_missing_extra_is_named(
     path = tmp_path / f"small.{ending}"
     with pytest.raises(VLFormerError, match=re.escape(remedy)):
         (export.export_onnx if ending == "onnx" else export.export_openvino)(loaded, path)
-    path.touch()
+    path.write_text("<net")
     with pytest.raises(VLFormerError, match=re.escape(remedy)):
         open_engine(path)
 

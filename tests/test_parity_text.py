@@ -35,7 +35,7 @@ EXPRESSIONS = [
     "der große rote Würfel über dem café",
     "犬の左にある赤いコップ 🐶🎉",
     "l&#39;homme &amp; le chien",
-    "don't, it's 3.5cm (half-hidden) @ x=12",
+    "don't, it's 3.5cm half-hidden @ x=12",
     "word " * 300,
     "unbelievably-long-hyphenated" * 40,
 ]

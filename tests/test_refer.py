@@ -363,7 +363,7 @@ def test_wrong_entries_are_named(tmp_path: Path, path: str, value: Any, words: s
         ([polygon(70, 5, 90, 20)], r"point at x = 90, outside the picture of 64 x 48"),
         ([polygon(4, -20, 30, 20)], r"point at y = -20, outside the picture"),
         ([polygon(4, 5, 3000, 20)], r"point at 3000, far outside"),
-        ([polygon(4, 5, float("nan"), 20)], "point at nan"),
+        ([polygon(4, 5, float("nan"), 20)], "coordinate nan"),
         ([polygon(64.5, 5, 66, 20)], r"its mask covers no pixel of COCO_train2014_000000000009\.jpg"),
         ([[1, 2, 3, 4]], r"polygon \[1, 2, 3, 4\] is not a list .* three points"),
         ([], r"segmentation \[\] is neither"),

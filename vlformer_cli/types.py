@@ -38,12 +38,17 @@ class PeerLostError(VLFormerError):
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception of another library says, without its line breaks.
+    """What an exception of another library says, without its line breaks and without the number of a system's error.
 
     >>> one_line(RuntimeError("size mismatch:\\n\\tcopying"))
     'size mismatch: copying'
+    >>> one_line(FileNotFoundError(2, "No such file or directory", "a.txt"))
+    'a.txt: No such file or directory'
     """
-    return " ".join(str(error).split())
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    return " ".join(text.split())
 
 
 class RLE(TypedDict):

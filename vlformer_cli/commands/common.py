@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,7 +60,25 @@ def load_engine(weights: Path | None, device: str, threads: int, precision: str)
     return open_engine(weights or EMBEDDED, device, threads, precision)
 
 
-def print_json(document: dict[str, Any]) -> None:
-    """The one JSON document of `--json`. Where stdout is not UTF-8, what it cannot hold is escaped as JSON has it."""
+def print_json(document: dict[str, Any], indent: int | None = 1) -> None:
+    """The one JSON document of `--json`; `indent` None: one line of `--jsonl`.
+
+    Where stdout is not UTF-8, what it cannot hold is escaped as JSON has it.
+    """
     is_utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
-    print(json.dumps(document, ensure_ascii=not is_utf8, indent=1))
+    print(json.dumps(document, ensure_ascii=not is_utf8, indent=indent), flush=True)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM and SIGINT raise KeyboardInterrupt inside, also where a script started the command in the background."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

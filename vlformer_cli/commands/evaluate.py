@@ -53,11 +53,13 @@ def evaluate(
     from vlformer_cli.engine.checkpoint import write_atomically
     from vlformer_cli.engine.evaluate import evaluate as run
     from vlformer_cli.engine.manifest import environment
+    from vlformer_cli.engine.output import check_output_folder
     from vlformer_cli.engine.predict import Predictor
 
     prepared = PreparedSplit(find_dataset(data, dataset), split)
-    loaded = load_engine(weights, device, threads, precision)
     folder = output or Path("outputs") / "eval"
+    check_output_folder(folder)
+    loaded = load_engine(weights, device, threads, precision)
     predictor = Predictor(loaded.engine, loaded.config, min_score=min_score)
     where = environment()  # what can go wrong with it goes wrong now
     found = run(predictor, prepared, limit=limit, predictions=folder / "predictions.jsonl")

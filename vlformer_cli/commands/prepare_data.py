@@ -44,6 +44,10 @@ def prepare_data(
     check_images: Annotated[
         bool, typer.Option("--check-images", help="Decode every picture, not its header alone.")
     ] = False,
+    skip_bad_rows: Annotated[
+        bool,
+        typer.Option("--skip-bad-rows", help="custom: leave out rows that cannot be used; manifest.json lists them."),
+    ] = False,
     exclude_eval_images: Annotated[
         bool,
         typer.Option(
@@ -129,6 +133,8 @@ def prepare_data(
     if dataset != "scenes" and any(drawn.values()):
         said = ", ".join(name for name, value in drawn.items() if value)
         raise UsageError(f"{said}: for `prepare-data scenes` alone; {dataset} is not drawn")
+    if dataset != "custom" and skip_bad_rows:
+        raise UsageError(f"--skip-bad-rows: for `prepare-data custom` alone; {dataset} has no rows of yours")
     if dataset == "scenes":
         directory = root / (f"scenes-seed{seed}" if scenario == "mix" else f"scenes-{scenario}-seed{seed}")
         recipe = {"size": size or 192, "scenario": scenario, "bent": bent, "no_target": no_target or 0.0}
@@ -142,7 +148,7 @@ def prepare_data(
         _photos(directory, source, recipe, workers, overwrite)
     elif dataset == "custom":
         directory = root / f"custom-{split_by or 'own'}"
-        _custom(directory, source, images, overwrite, check_images)
+        _custom(directory, source, images, overwrite, check_images, skip_bad_rows)
     else:
         checks = {
             "allow_count_mismatch": allow_count_mismatch,
@@ -191,7 +197,9 @@ def _photos(directory: Path, source: Path | None, recipe: dict[str, Any], worker
         )
 
 
-def _custom(directory: Path, source: Path | None, images: str | None, overwrite: bool, check_images: bool) -> None:
+def _custom(
+    directory: Path, source: Path | None, images: str | None, overwrite: bool, check_images: bool, skip_bad_rows: bool
+) -> None:
     from vlformer_cli.data.sources.custom import find_custom_inputs, prepare_custom
 
     if source is None:
@@ -204,7 +212,16 @@ def _custom(directory: Path, source: Path | None, images: str | None, overwrite:
         instances=instances,
         check_images=check_images,
         overwrite=overwrite,
+        skip_bad_rows=skip_bad_rows,
     )
+    if manifest["skipped_rows"]:
+        say(
+            f"vlformer: left out {manifest['skipped_rows']} bad rows; {directory / 'manifest.json'} says why (`faults`)"
+        )
+    if manifest["unused_annotations"]:
+        say(
+            f"annotations of instances.json that no row names: {manifest['unused_annotations']} (they were not checked)"
+        )
     ambiguous = manifest["ambiguous"]
     for message in ambiguous[:AMBIGUOUS_TOLD]:
         say(f"vlformer: {message}")

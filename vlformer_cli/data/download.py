@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 from vlformer_cli import __version__
 from vlformer_cli.data.store import file_sha256
 from vlformer_cli.data.unpack import Progress, Report, check_space, free_bytes, ignore, locked, publish
-from vlformer_cli.types import VLFormerError
+from vlformer_cli.types import VLFormerError, one_line
 
 USER_AGENT = f"vlformer/{__version__}"
 SCHEMES = ("http", "https")
@@ -398,7 +398,8 @@ def _refusal(error: HTTPError) -> TryAgain | GiveUp:
 
 def _network_failure(error: Exception) -> TryAgain | GiveUp:
     cause = error.reason if isinstance(error, URLError) else error
-    reason = f"failed ({str(cause) or type(cause).__name__})"
+    said = one_line(cause) if isinstance(cause, Exception) else str(cause)
+    reason = f"failed ({said or type(cause).__name__})"
     unknown_host = isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME
     if unknown_host or isinstance(cause, (ssl.SSLCertVerificationError, InvalidURL)):
         return GiveUp(reason)

@@ -1,28 +1,36 @@
-"""Reading pictures: any file that Pillow can decode safely becomes 8-bit RGB, the right way up.
+"""Reading images: any file that Pillow can decode safely becomes 8-bit RGB, the right way up.
+
+HEIC needs the package pillow-heif, which is registered with Pillow when the first such file comes.
 
 Letters: H W pixels.
 """
 
 from __future__ import annotations
 
+import functools
+import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from vlformer_cli.types import VLFormerError
+from vlformer_cli.types import VLFormerError, one_line
 
 MAX_PIXELS = 178_956_970
 """Where Pillow itself refuses a picture as a decompression bomb, so that none of its global settings need touching."""
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
 """What is tried; not EPS, for one, whose decoder runs Ghostscript on the file."""
 
 CONVERT = "convert it to an 8-bit PNG or JPEG"
+
+HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")  # ISO/IEC 23008-12, annex B
+"""Bytes 8 to 11 of HEIC files, after `ftyp`; the last two name AVIF files too."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -47,8 +55,13 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
     Raises VLFormerError, with path and remedy, for whatever cannot be read whole or has over `MAX_PIXELS` pixels.
     """
     with _opened(Path(path)) as image:
-        image.load()
-        return np.array(_turned(_to_rgb(image), _orientation(image)))
+        return _upright(image)
+
+
+def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
+    """As `read_image`, of bytes from a pipe or a network; messages call them `name`."""
+    with _decoded(io.BytesIO(data), name) as image:
+        return _upright(image)
 
 
 def read_at_least(path: Path | str, least: tuple[int, int]) -> tuple[NDArray[np.uint8], int, tuple[int, int]]:
@@ -110,25 +123,72 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """The picture, opened, and not decoded but for TIFFs; whatever Pillow raises inside becomes a VLFormerError."""
     _check_file(path)
-    Image.init()
-    formats = [name for name in FORMATS if name in Image.OPEN]
+    try:
+        with path.open("rb") as file, _decoded(file, str(path)) as image:
+            yield image
+    except OSError as error:
+        raise VLFormerError(f"{path} cannot be read ({error.strerror}): check the file and its permissions") from error
+
+
+@contextmanager
+def _decoded(file: BinaryIO, name: str) -> Iterator[Image.Image]:
+    """As `_opened`, of an open file that messages call `name`."""
     try:
         with warnings.catch_warnings():
             # Only Pillow's warnings: if threads cross here, a filter may outlive the block, and this one does no harm.
             warnings.filterwarnings("ignore", module=r"PIL\.")
-            with Image.open(path, formats=formats) as image:
-                _check_pixels(path, image)
+            with Image.open(file, formats=_formats(file)) as image:
+                _check_pixels(name, image)
                 if image.format == "TIFF":
                     image.load()  # Pillow turns TIFFs itself, but depending on its version only when they are loaded
                 yield image
     except VLFormerError:
         raise
     except UnidentifiedImageError as error:
-        raise VLFormerError(f"{path} is not a picture of a known format ({', '.join(formats)}): {CONVERT}") from error
+        raise VLFormerError(_unknown_format(file, name)) from error
     except Image.DecompressionBombError as error:
-        raise VLFormerError(f"{path} has over {MAX_PIXELS:,} pixels: make it smaller") from error
+        raise VLFormerError(f"{name} has over {MAX_PIXELS:,} pixels: make it smaller") from error
     except Exception as error:  # decoders raise nearly anything on damaged bytes: struct.error, SyntaxError, IndexError
-        raise VLFormerError(f"{path} cannot be read as a picture ({error}): fetch it again, or {CONVERT}") from error
+        why = one_line(error)
+        raise VLFormerError(f"{name} cannot be read as a picture ({why}): fetch it again, or {CONVERT}") from error
+
+
+def _formats(file: BinaryIO) -> list[str]:
+    """The formats that are tried for a file."""
+    Image.init()
+    if _is_heif(file):
+        _register_heif()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _unknown_format(file: BinaryIO, name: str) -> str:
+    if _is_heif(file) and not _register_heif():
+        return f"{name} is a HEIC image: pip install 'vlformer[heic]', or {CONVERT}"
+    formats = ", ".join(format for format in FORMATS if format in Image.OPEN)
+    return f"{name} is not a picture of a known format ({formats}): {CONVERT}"
+
+
+def _is_heif(file: BinaryIO) -> bool:
+    file.seek(0)
+    head = file.read(12)
+    file.seek(0)
+    return head[4:8] == b"ftyp" and head[8:] in HEIF_BRANDS
+
+
+@functools.cache
+def _register_heif() -> bool:
+    """Whether Pillow can read HEIC now, by the extra `heic`."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
+def _upright(image: Image.Image) -> NDArray[np.uint8]:
+    image.load()
+    return np.array(_turned(_to_rgb(image), _orientation(image)))
 
 
 def _check_file(path: Path) -> None:
@@ -140,9 +200,9 @@ def _check_file(path: Path) -> None:
         raise VLFormerError(f"{path} is empty (0 bytes): fetch the picture again")
 
 
-def _check_pixels(path: Path, image: Image.Image) -> None:
+def _check_pixels(name: str, image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
-        raise VLFormerError(f"{path} has {image.width} x {image.height}, over {MAX_PIXELS:,} pixels: make it smaller")
+        raise VLFormerError(f"{name} has {image.width} x {image.height}, over {MAX_PIXELS:,} pixels: make it smaller")
 
 
 def _orientation(image: Image.Image) -> int:

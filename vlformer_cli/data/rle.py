@@ -97,7 +97,10 @@ def polygons_to_rle(segmentation: Any, height: int, width: int) -> RLE:
     if isinstance(segmentation, Mapping):
         return _from_rle(segmentation, height, width)
     if not isinstance(segmentation, list) or not segmentation:
-        raise VLFormerError(f"segmentation {_shown(segmentation)} is neither a list of polygons nor an RLE")
+        remedy = "write the list itself, without quotes" if isinstance(segmentation, str) else "give one of them"
+        raise VLFormerError(f"segmentation {_shown(segmentation)} is neither a list of polygons nor an RLE: {remedy}")
+    if all(_is_number(value) for value in segmentation):
+        raise VLFormerError(f"segmentation {_shown(segmentation)} is a single polygon: put it in a list, [[...]]")
     for polygon in segmentation:
         _check_polygon(polygon, height, width)
     return _plain(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
@@ -108,7 +111,10 @@ def check_rle(rle: RLE) -> Runs:
     try:
         height, width = (int(side) for side in rle["size"])
         runs = _runs(rle["counts"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
+        why = "it needs `size`, two whole numbers, and `counts`, text"
+        raise VLFormerError(f"RLE {_shown(rle)} is malformed ({why}): prepare or export the masks again") from error
+    except ValueError as error:
         raise VLFormerError(f"RLE {_shown(rle)} is malformed ({error}): prepare or export the masks again") from error
     _check_runs(runs, height, width)
     return runs
@@ -117,12 +123,13 @@ def check_rle(rle: RLE) -> Runs:
 def _from_rle(segmentation: Mapping[str, Any], height: int, width: int) -> RLE:
     if list(segmentation.get("size", ())) != [height, width]:
         raise VLFormerError(
-            f"RLE of size {segmentation.get('size')} does not fit a picture of height {height} and width {width}"
+            f"RLE of size {segmentation.get('size')} does not fit a picture of height {height} and width {width}: "
+            "`size` is height, width"
         )
     counts = segmentation.get("counts")
     if isinstance(counts, list):
         if not all(isinstance(run, int) for run in counts):
-            raise VLFormerError(f"RLE counts {_shown(counts)} are not whole numbers")
+            raise VLFormerError(f"RLE counts {_shown(counts)} are not whole numbers: export the masks again")
         _check_runs(np.array(counts, dtype=object), height, width)  # however large the numbers are
         return _plain(coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width))
     text = counts.decode("ascii", "replace") if isinstance(counts, bytes) else counts
@@ -132,16 +139,37 @@ def _from_rle(segmentation: Mapping[str, Any], height: int, width: int) -> RLE:
 
 
 def _check_polygon(polygon: Any, height: int, width: int) -> None:
-    numbers = isinstance(polygon, list) and all(isinstance(v, int | float) for v in polygon)
+    numbers = isinstance(polygon, list) and all(_is_number(value) for value in polygon)
     if not numbers or len(polygon) < 6 or len(polygon) % 2:
-        raise VLFormerError(f"polygon {_shown(polygon)} is not a list x, y, x, y, ... of three points or more")
+        raise VLFormerError(
+            f"polygon {_shown(polygon)} is not a list x, y, x, y, ... of three points or more: {_remedy(polygon)}"
+        )
     # Far outside, as when coordinates and picture are of different scales, pycocotools takes memory without limit
     for values, size in ((polygon[0::2], width), (polygon[1::2], height)):
-        outside = [v for v in values if not math.isfinite(v) or not -size <= v <= 2 * size]
-        if outside:
+        if odd := [value for value in values if not math.isfinite(value)]:
+            raise VLFormerError(f"polygon {_shown(polygon)} has the coordinate {odd[0]}: give numbers")
+        if outside := [value for value in values if not -size <= value <= 2 * size]:
             raise VLFormerError(
-                f"polygon {_shown(polygon)} has a point at {outside[0]}, far outside a picture of {width} x {height}"
+                f"polygon {_shown(polygon)} has a point at {outside[0]}, far outside a picture of {width} x {height}: "
+                "give coordinates in that picture's pixels"
             )
+
+
+def _remedy(polygon: Any) -> str:
+    """What to do about a polygon that is none."""
+    if not isinstance(polygon, list) or not polygon:
+        return "give the list of its coordinates"
+    if any(isinstance(value, list) for value in polygon):
+        return "write the coordinates one after another, without brackets around each point"
+    if any(isinstance(value, str) for value in polygon):
+        return "write numbers without quotes"
+    if len(polygon) % 2:
+        return f"{len(polygon)} numbers are no pairs of x and y"
+    return "add the missing points"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_runs(runs: NDArray[Any], height: int, width: int) -> None:
@@ -151,12 +179,15 @@ def _check_runs(runs: NDArray[Any], height: int, width: int) -> None:
     if not fits or runs.sum() != area:
         total = sum(runs.tolist())
         raise VLFormerError(
-            f"RLE with runs over {total} pixels does not fill a picture of height {height} and width {width}"
+            f"RLE with runs over {total} pixels does not fill a picture of height {height} and width {width}: "
+            "export the masks again"
         )
 
 
 def _runs(counts: str) -> Runs:
     """The run lengths of COCO's text form: 5 bits a character, low ones first; from the fourth on, a difference."""
+    if not counts.isascii() or counts.startswith(("b'", 'b"')):
+        raise ValueError("its counts are not COCO's text form; bytes have to be decoded to text")
     codes = np.frombuffer(counts.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
     if not codes.size:
         return codes

@@ -1,6 +1,6 @@
-"""From expressions to token ids: CLIP's BPE as open_clip has it, with its own cleaning, cut to the context.
+"""From expressions to token ids: CLIP's BPE as open_clip has it, with its own cleaning and ours, cut to the context.
 
-Punctuation at the end is left out, as RefCOCO's cleaned sentences have none: "red cup." means what "red cup" means.
+`plain_words` comes after open_clip's cleaning, which resolves HTML entities and curly quotation marks.
 
 Letters: N expressions, T word tokens.
 """
@@ -8,13 +8,12 @@ Letters: N expressions, T word tokens.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-AT_THE_END = re.compile(r"[\s.,;:!?]+$")
+from vlformer_cli.data.text import plain_words
 
 
 def tokenize(expressions: Sequence[str], max_tokens: int) -> tuple[Tensor, list[bool]]:
@@ -23,7 +22,7 @@ def tokenize(expressions: Sequence[str], max_tokens: int) -> tuple[Tensor, list[
     start, end = tokenizer.sot_token_id, tokenizer.eot_token_id
     rows, is_cut = [], []
     for expression in expressions:
-        ids = tokenizer.encode(AT_THE_END.sub("", expression) or expression)
+        ids = tokenizer.encode(expression)
         is_cut.append(len(ids) > max_tokens - 2)
         rows.append([start, *ids[: max_tokens - 2], end])
     tokens = torch.zeros(len(rows), max(len(row) for row in rows), dtype=torch.long)
@@ -36,4 +35,7 @@ def tokenize(expressions: Sequence[str], max_tokens: int) -> tuple[Tensor, list[
 def _tokenizer():  # type: ignore[no-untyped-def]
     from open_clip import SimpleTokenizer
 
-    return SimpleTokenizer()
+    tokenizer = SimpleTokenizer()
+    clean = tokenizer.clean_fn
+    tokenizer.clean_fn = lambda text: plain_words(clean(text))
+    return tokenizer

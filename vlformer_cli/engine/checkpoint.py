@@ -23,6 +23,8 @@ from vlformer_cli.types import VLFormerError, one_line
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "vlformer-tiny.safetensors"
 FORMAT = "vlformer-1"
+FOREIGN = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".msgpack", ".h5", ".npz", ".tar")
+"""Endings of what other programs save; `vlformer train --init` reads those of PyTorch and detectron2."""
 PARTIAL = ".partial-"  # in the names of files that are being written
 FULL = 2**20  # bytes left of a full disk, at most
 
@@ -58,18 +60,27 @@ def load_weights(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
     """The model in eval mode, in float32; raises VLFormerError if the file is not a vlformer weights file."""
     if not path.is_file():
         raise VLFormerError(f"no weights at {path}: give --weights a .safetensors file that `vlformer train` wrote")
+    if path.suffix.lower() in FOREIGN:
+        raise VLFormerError(f"{path} is a {path.suffix} file of another program: {_start_from(path)}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise VLFormerError(f"{path} is not a whole .safetensors file ({error}): get or train it again") from error
+        raise VLFormerError(
+            f"{path} is not a whole .safetensors file ({one_line(error)}): get or train it again"
+        ) from error
     if metadata.get("format") != FORMAT:
-        raise VLFormerError(f"{path} was not written by vlformer (format {metadata.get('format')!r}, not {FORMAT!r})")
+        found = metadata.get("format")
+        raise VLFormerError(f"{path} was not written by vlformer (format {found!r}): {_start_from(path)}")
     config = from_tree(ModelConfig, json.loads(metadata["model"]), where=str(path))
     model = build_model(config, pretrained=False)
     _fill(model, state, path)
     return LoadedModel(model.eval().to(device), config, json.loads(metadata["manifest"]), path)
+
+
+def _start_from(path: Path) -> str:
+    return f"train from it with `vlformer train --init {path}`, which writes a .safetensors file for use"
 
 
 def _fill(model: VLFormer, state: dict[str, torch.Tensor], path: Path) -> None:

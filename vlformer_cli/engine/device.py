@@ -18,12 +18,22 @@ def pick_device(name: str) -> torch.device:
     """`auto` is cuda where there is one, else cpu; raises VLFormerError for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    here = devices_here()
+    if name not in here and f"{name}:0" not in here:
+        raise VLFormerError(f"there is no device {name!r}: --device takes auto, {', '.join(here)}")
+    device = torch.device(name)
     try:
-        device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise VLFormerError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}): try cpu") from error
+        raise VLFormerError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}): try cpu") from error
     return device
+
+
+def devices_here() -> list[str]:
+    """The names of this machine's devices, as `--device` takes them."""
+    here = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    here += [f"xpu:{index}" for index in range(torch.xpu.device_count())]
+    return here + ["mps"] * torch.backends.mps.is_available()
 
 
 def usable_cores() -> int:

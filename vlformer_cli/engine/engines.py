@@ -35,6 +35,7 @@ INPUTS = ("images", "pixel_valid", "tokens", "image_index")
 OUTPUTS = ("class_logits", "mask_logits")
 CONFIG, INT8 = "vlformer_model", "vlformer_int8"  # what the metadata of exported files holds, as JSON
 PT2_METADATA = "vlformer.json"
+XML_HEAD = 4096  # bytes in which a model of OpenVINO has its first element, <net ...>
 
 Inputs = tuple[Tensor, ...]
 Run = Callable[[Inputs], tuple[Tensor, Tensor]]
@@ -162,6 +163,8 @@ def _no_pickles() -> Iterator[None]:
 
 def open_openvino(path: Path, threads: int, precision: str = "f32") -> tuple[Run, Mapping[str, str]]:
     """OpenVINO's `.xml` with the `.bin` beside it. By itself OpenVINO would compute in bfloat16 where the CPU can."""
+    if b"<net" not in path.read_bytes()[:XML_HEAD]:
+        raise VLFormerError(f"{path} is not a model of OpenVINO: make one with `vlformer export --format openvino`")
     try:
         openvino = import_openvino()
     except ImportError as error:

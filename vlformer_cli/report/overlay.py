@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from vlformer_cli.types import VLFormerError
+from vlformer_cli.types import VLFormerError, one_line
 
 TINT = (20, 120, 255)
 """A strong blue: most of what expressions are about (people, animals, food, wood) is of a warm colour."""
@@ -50,9 +50,13 @@ def check_sizes(image_HW3: NDArray[np.uint8], mask_HW: NDArray[np.bool_]) -> Non
         )
 
 
-def save_mask_png(mask_HW: NDArray[np.bool_], path: Path) -> None:
-    """Writes an 8-bit grey PNG, 255 where the mask is; atomic. Raises VLFormerError where it cannot be written."""
-    _save(Image.fromarray(np.where(mask_HW, np.uint8(255), np.uint8(0))), path, format="PNG")
+def save_mask_png(mask_HW: NDArray[np.bool_], path: Path, *, overwrite: bool = True) -> bool:
+    """Writes an 8-bit grey PNG, 255 where the mask is; atomic. Raises VLFormerError where it cannot be written.
+
+    Without `overwrite` a file that exists stays, and False is returned.
+    """
+    image = Image.fromarray(np.where(mask_HW, np.uint8(255), np.uint8(0)))
+    return _save(image, path, format="PNG", overwrite=overwrite)
 
 
 def save_image(image_HW3: NDArray[np.uint8], path: Path) -> None:
@@ -171,15 +175,32 @@ def _glyph(character: str, font: Font) -> tuple[object, bytes]:
     return drawn.size, bytes(drawn)
 
 
-def _save(image: Image.Image, path: Path, *, format: str) -> None:
+def _save(image: Image.Image, path: Path, *, format: str, overwrite: bool = True) -> bool:
     partial = path.parent / f".partial-{uuid.uuid4().hex}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             image.save(file, format=format, **({"quality": 92} if format != "PNG" else {}))
-        partial.replace(path)
+        return _publish(partial, path, overwrite)
     except OSError as error:
-        raise VLFormerError(f"{path} cannot be written ({error}): choose another output folder") from error
+        why = "a folder is in its place" if path.is_dir() else error.strerror or one_line(error)
+        raise VLFormerError(f"{path} cannot be written ({why}): choose another output folder") from error
     finally:
         with contextlib.suppress(OSError):  # gone by its renaming, or never made
             partial.unlink()
+
+
+def _publish(partial: Path, path: Path, overwrite: bool) -> bool:
+    """Gives a whole file its name; False where that is taken and must stay."""
+    if overwrite or path.is_dir():
+        partial.replace(path)
+        return True
+    try:
+        path.hardlink_to(partial)  # unlike a renaming, it never replaces
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        if path.exists():
+            return False
+        partial.replace(path)
+    return True

@@ -30,6 +30,7 @@ class ProgressLine:
             TextColumn("{task.fields[note]}"),
             console=console,
             disable=not self._live,
+            redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),  # else what is piped would go to stderr
         )
 
     def __enter__(self) -> ProgressLine:

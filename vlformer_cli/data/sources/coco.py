@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,23 +46,53 @@ class CocoInstances:
     """By annotation id."""
     categories: dict[int, str] = field(default_factory=dict)
     """Names by category id."""
+    image_faults: dict[str, str] = field(default_factory=dict)
+    """By file name: why an image cannot be used. Empty unless faults were to be kept."""
+    annotation_faults: dict[int, str] = field(default_factory=dict)
+    """By annotation id: why an annotation cannot be used."""
+    count: int = 0
+    """Entries of `annotations`, those that cannot be used included."""
 
 
-def read_instances(path: Path) -> CocoInstances:
-    """Reads the file whole; raises VLFormerError, with file, entry and remedy, where it is not COCO's format."""
+def read_instances(path: Path, *, keep_faults: bool = False) -> CocoInstances:
+    """Reads the file whole; raises VLFormerError, with file, entry and remedy, where it is not COCO's format.
+
+    With `keep_faults`, a faulty image or annotation is noted and raises nothing, as it may not be needed.
+    """
     document = read_json(path)
     if not isinstance(document, dict):
         raise VLFormerError(f"{path} holds a {type(document).__name__}: COCO's format is an object with `images`")
-    categories = {entry["id"]: str(entry["name"]) for entry in _entries(path, document, "categories", ("id", "name"))}
     images: dict[str, CocoImage] = {}
-    for entry in _entries(path, document, "images", ("id", "file_name", "width", "height")):
-        image = CocoImage(entry["id"], entry["file_name"], entry["width"], entry["height"])
-        if images.setdefault(image.file_name, image) is not image:
-            raise VLFormerError(f"{path} lists the image {image.file_name!r} twice: keep one entry")
-    _check_unique(path, "image", [image.image_id for image in images.values()])
-    annotations = list(_annotations(path, document, categories))
-    _check_unique(path, "annotation", [annotation.ann_id for annotation in annotations])
-    return CocoInstances(images, {annotation.ann_id: annotation for annotation in annotations}, categories)
+    annotations: dict[int, CocoAnnotation] = {}
+    image_faults: dict[str, str] = {}
+    annotation_faults: dict[int, str] = {}
+    categories = {}
+    for place, entry in _entries(path, document, "categories"):
+        checked = _checked(place, entry, ("id", "name"))
+        categories[checked["id"]] = str(checked["name"])
+    repeated = _repeated(_entries(path, document, "images"))
+    for place, entry in _entries(path, document, "images"):
+        with _noting(image_faults if keep_faults else None, _get(entry, "file_name")):
+            _add_image(path, images, repeated, place, entry)
+    repeated = _repeated(_entries(path, document, "annotations"))
+    for place, entry in _entries(path, document, "annotations"):
+        with _noting(annotation_faults if keep_faults else None, whole(_get(entry, "id"))):
+            annotation = _annotation(path, categories, repeated, place, entry)
+            annotations[annotation.ann_id] = annotation
+    return CocoInstances(
+        images, annotations, categories, image_faults, annotation_faults, len(document.get("annotations", []))
+    )
+
+
+def whole(value: Any) -> int | None:
+    """A whole number, also one that was written as 1.0; None for anything else.
+
+    >>> whole(7), whole(7.0), whole(7.5), whole("7"), whole(True)
+    (7, 7, None, None, None)
+    """
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if type(value) is int else None  # bool is an int to isinstance
 
 
 def read_json(path: Path) -> Any:
@@ -71,37 +103,86 @@ def read_json(path: Path) -> Any:
         raise VLFormerError(f"{path} cannot be read ({error.strerror}): check the path") from error
     except json.JSONDecodeError as error:
         raise VLFormerError(f"{path} line {error.lineno} is not JSON ({error.msg}): export the file again") from error
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise VLFormerError(f"{path} is not JSON in UTF-8 ({error}): export the file again") from error
+    except UnicodeDecodeError as error:
+        raise VLFormerError(f"{path} is not in UTF-8 ({odd_byte(error)}): export the file again") from error
+    except RecursionError as error:
+        raise VLFormerError(f"{path} is nested too deeply to be read: export the file again") from error
 
 
-def _annotations(path: Path, document: dict[str, Any], categories: dict[int, str]) -> Iterator[CocoAnnotation]:
-    for entry in _entries(path, document, "annotations", ("id", "image_id", "segmentation")):
-        category_id = entry.get("category_id")
-        if category_id is not None and categories and category_id not in categories:
-            raise VLFormerError(f"{path}: annotation {entry['id']} has category_id {category_id}: no category has it")
-        category = categories.get(category_id, "") if category_id is not None else ""
-        is_crowd = bool(entry.get("iscrowd"))
-        yield CocoAnnotation(entry["id"], entry["image_id"], category, entry["segmentation"], is_crowd)
+def odd_byte(error: UnicodeDecodeError) -> str:
+    """Where a text stops being UTF-8.
+
+    >>> odd_byte(UnicodeDecodeError("utf-8", b"caf\\xe9", 3, 4, ""))
+    'byte 0xe9 at position 3'
+    """
+    return f"byte 0x{error.object[error.start]:02x} at position {error.start}"
 
 
-def _entries(path: Path, document: dict[str, Any], part: str, needed: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """The entries of a part, each with the `needed` fields and whole numbers where numbers are due."""
+def _repeated(entries: Iterator[tuple[str, Any]]) -> set[int]:
+    """Ids that several entries have."""
+    counts = Counter(whole(_get(entry, "id")) for _, entry in entries)
+    return {number for number, count in counts.items() if number is not None and count > 1}
+
+
+def _add_image(path: Path, images: dict[str, CocoImage], repeated: set[int], place: str, entry: Any) -> None:
+    entry = _checked(place, entry, ("id", "file_name", "width", "height"))
+    image = CocoImage(entry["id"], entry["file_name"], entry["width"], entry["height"])
+    if image.file_name in images:
+        raise VLFormerError(f"{path} lists the image {image.file_name!r} twice: keep one entry")
+    if image.image_id in repeated:
+        raise VLFormerError(f"{path} has image id {image.image_id} twice: ids must be unique")
+    images[image.file_name] = image
+
+
+def _annotation(path: Path, categories: dict[int, str], repeated: set[int], place: str, entry: Any) -> CocoAnnotation:
+    entry = _checked(place, entry, ("id", "image_id", "segmentation"))
+    ann_id, category_id = entry["id"], entry.get("category_id")
+    if ann_id in repeated:
+        raise VLFormerError(f"{path} has annotation id {ann_id} twice: ids must be unique")
+    if category_id is not None and categories and category_id not in categories:
+        raise VLFormerError(
+            f"{path}: annotation {ann_id} has category_id {category_id}: no category has it, add it to `categories`"
+        )
+    category = categories.get(category_id, "") if category_id is not None else ""
+    return CocoAnnotation(ann_id, entry["image_id"], category, entry["segmentation"], bool(entry.get("iscrowd")))
+
+
+def _entries(path: Path, document: dict[str, Any], part: str) -> Iterator[tuple[str, Any]]:
+    """The entries of a part, and what to call them in messages."""
     entries = document.get(part, [] if part == "categories" else None)
     if not isinstance(entries, list):
         raise VLFormerError(f"{path} has no list `{part}`: it must be in COCO's instances format")
-    for place, entry in enumerate(entries):
-        missing = [name for name in needed if not isinstance(entry, dict) or name not in entry]
-        if missing:
-            raise VLFormerError(f"{path}: `{part}` entry {place} (from 0) has no {missing[0]!r}: add it")
-        for name in set(needed) & {"id", "image_id", "width", "height"}:
-            if type(entry[name]) is not int:  # bool is an int to isinstance
-                raise VLFormerError(f"{path}: `{part}` entry {place} has {name} {entry[name]!r}: use a whole number")
-        yield entry
+    for number, entry in enumerate(entries):
+        yield f"{path}: `{part}` entry {number}", entry
 
 
-def _check_unique(path: Path, what: str, ids: list[int]) -> None:
-    if len(set(ids)) != len(ids):
-        seen: set[int] = set()
-        twice = next(i for i in ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
-        raise VLFormerError(f"{path} has {what} id {twice} twice: ids must be unique")
+def _checked(place: str, entry: Any, needed: tuple[str, ...]) -> dict[str, Any]:
+    """The entry, with the `needed` fields, and whole numbers where numbers are due; raises VLFormerError."""
+    checked = dict(entry) if isinstance(entry, dict) else {}
+    for name in needed:
+        if name not in checked:
+            raise VLFormerError(f"{place} (from 0) has no {name!r}: add it")
+        if name in ("id", "image_id", "width", "height"):
+            number = whole(checked[name])
+            if number is None:
+                raise VLFormerError(f"{place} has {name} {checked[name]!r}: use a whole number")
+            checked[name] = number
+        if name == "file_name" and not isinstance(checked[name], str):
+            raise VLFormerError(f"{place} has file_name {checked[name]!r}: it must be text")
+    return checked
+
+
+def _get(entry: Any, name: str) -> Any:
+    return entry.get(name) if isinstance(entry, dict) else None
+
+
+@contextmanager
+def _noting(faults: dict[Any, str] | None, key: Any) -> Iterator[None]:
+    """Keeps the message of a VLFormerError under `key`; None: lets it pass."""
+    try:
+        yield
+    except VLFormerError as error:
+        if faults is None:
+            raise
+        if isinstance(key, str | int):
+            faults[key] = str(error)

@@ -14,6 +14,7 @@ from typing import Any
 
 from vlformer_cli.data.images import image_size, read_image, read_mask
 from vlformer_cli.data.rle import encode_mask, polygons_to_rle, rle_area, rle_bbox, union_rle
+from vlformer_cli.data.sources.bad_rows import BadRows
 from vlformer_cli.data.sources.coco import CocoAnnotation, CocoImage, CocoInstances, read_instances
 from vlformer_cli.data.sources.expressions import SUFFIXES, ExpressionRow, ambiguous, did_you_mean, read_expressions
 from vlformer_cli.data.store import PreparedWriter, file_sha256
@@ -44,29 +45,44 @@ def prepare_custom(
     default_split: str = "train",
     check_images: bool = False,
     overwrite: bool = False,
+    skip_bad_rows: bool = False,
 ) -> dict[str, Any]:
     """Prepares the data set in `directory` and returns its manifest.
 
     The folder's name is `<dataset>-<split_by>`; without a dash, split_by is "custom". The pictures stay where they
     are; their headers are read, `check_images` decodes them. `ambiguous` in the manifest names the rows that say of one
-    thing what others say of another in the same picture. Raises VLFormerError for whatever is wrong with the
-    inputs, and then writes nothing.
+    thing what others say of another in the same picture. Raises VLFormerError, and writes nothing, for whatever is
+    wrong with the inputs: for all bad rows at once, unless `skip_bad_rows` leaves them out; `skipped_rows` in the
+    manifest counts them. Annotations that no row names are not looked at; `unused_annotations` counts them.
     """
     if not images.is_dir():
         raise VLFormerError(f"{images} is not a folder: name the folder of the pictures with --images")
-    rows = read_expressions(expressions, default_split)
-    coco = read_instances(instances) if instances is not None else None
+    bad = BadRows()
+    rows = read_expressions(expressions, default_split, bad)
+    coco = read_instances(instances, keep_faults=True) if instances is not None else None
     made = CustomRefs(expressions=expressions, images=images, instances=coco, check_images=check_images)
-    refs = list(made.refs(rows))
+    refs = list(made.refs(rows, bad))
+    if not skip_bad_rows:
+        bad.refuse(expressions)
+    if not refs:
+        raise VLFormerError(f"{expressions} has no row that can be used, the first: {bad.messages[0]}")
     dataset, _, split_by = directory.name.rpartition("-")
     names = (dataset, split_by) if dataset and split_by else (directory.name, "custom")
     with PreparedWriter(directory, dataset=names[0], split_by=names[1], overwrite=overwrite) as writer:
         writer.manifest["image_root"] = str(images.resolve())
         writer.manifest["sources"] = {p.name: file_sha256(p) for p in (expressions, instances) if p is not None}
         writer.manifest["ambiguous"] = list(ambiguous(rows))
-        for split in dict.fromkeys(row.split for row in rows):
+        writer.manifest["skipped_rows"] = bad.count
+        writer.manifest["faults"] = bad.messages
+        writer.manifest["unused_annotations"] = coco.count - len(_used(refs, coco)) if coco is not None else 0
+        for split in dict.fromkeys(split for split, _ in refs):
             writer.write_split(split, (ref for in_split, ref in refs if in_split == split))
     return writer.manifest
+
+
+def _used(refs: list[tuple[str, Ref]], coco: CocoInstances) -> set[int]:
+    """Ids of instances.json that refs name; masks from files have ids of their own."""
+    return {ann_id for _, ref in refs for ann_id in ref.ann_ids if ann_id in coco.annotations}
 
 
 class CustomRefs:
@@ -85,15 +101,23 @@ class CustomRefs:
         self._ref_ids, self._sent_ids = itertools.count(1), itertools.count(1)
         self._known_images: dict[str, CocoImage] = {}
 
-    def refs(self, rows: list[ExpressionRow]) -> Iterator[tuple[str, Ref]]:
-        """Split and ref, the refs of one split and picture in a row. Ids are unique over all splits."""
+    def refs(self, rows: list[ExpressionRow], bad: BadRows) -> Iterator[tuple[str, Ref]]:
+        """Split and ref, the refs of one split and picture in a row. Ids are unique over all splits.
+
+        Rows that cannot be used go to `bad`.
+        """
         groups: dict[tuple[str, str], dict[tuple[Any, ...], list[ExpressionRow]]] = {}
         for row in rows:
             referents = groups.setdefault((row.split, row.image), {})
             referents.setdefault((row.ann_ids, row.mask), []).append(row)
         for (split, _), referents in groups.items():
             for same in referents.values():
-                yield split, self._ref(same)
+                try:
+                    ref = self._ref(same)
+                except VLFormerError as error:
+                    bad.add(same[0].number, error, len(same))
+                else:
+                    yield split, ref
 
     def _ref(self, rows: list[ExpressionRow]) -> Ref:
         row = rows[0]
@@ -126,17 +150,30 @@ class CustomRefs:
             path = self.images_root / name
             height, width = read_image(path).shape[:2] if self.check_images else image_size(path)
         except VLFormerError as error:
-            raise VLFormerError(f"{row.place}: {error}") from error
+            raise VLFormerError(f"{row.place}: {error}{self._hint(row.image)}") from error
+        if fault := self.coco.image_faults.get(row.image):
+            raise VLFormerError(f"{row.place}: {fault}")
         image = self.coco.images.get(row.image)
         if image is None:
             image = CocoImage(next(self._image_ids), row.image, width, height)
         elif (image.width, image.height) != (width, height):
             raise VLFormerError(
                 f"{row.place}: {row.image} is {width} x {height} with its EXIF orientation applied, but instances.json "
-                f"says {image.width} x {image.height}: use the picture that was annotated, or save it without that tag"
+                f"says {image.width} x {image.height}: correct the sizes there, or use the picture that was annotated"
             )
         self._known_images[row.image] = image
         return image
+
+    def _hint(self, name: str) -> str:
+        """A name that the user may have meant, of an image that is not there."""
+        if (self.images_root / name).exists():
+            return ""
+        if "\\" in name:
+            return "; write / between folders"
+        folder = (self.images_root / name).parent
+        return did_you_mean(
+            PurePosixPath(name).name, [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        )
 
     def _referent(self, row: ExpressionRow, image: CocoImage) -> tuple[RLE | None, tuple[int, ...], str]:
         """Mask, annotation ids and category."""
@@ -171,6 +208,8 @@ class CustomRefs:
             raise VLFormerError(
                 f"{row.place} names annotation {ann_id}, but there is no instances.json: add it beside the expressions"
             )
+        if fault := self.coco.annotation_faults.get(ann_id):
+            raise VLFormerError(f"{row.place} names annotation {ann_id}, but {fault}")
         annotation = self.coco.annotations.get(ann_id)
         if annotation is None:
             raise VLFormerError(

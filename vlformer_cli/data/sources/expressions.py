@@ -17,11 +17,13 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlformer_cli.data.sources.coco import read_json
+from vlformer_cli.data.sources.bad_rows import BadRows
+from vlformer_cli.data.sources.coco import odd_byte, read_json, whole
+from vlformer_cli.data.text import has_words
 from vlformer_cli.types import VLFormerError
 
 FIELDS = ("image", "expression", "annotation_id", "annotation_ids", "mask", "split", "kind")
@@ -42,12 +44,15 @@ class ExpressionRow:
     mask: str | None
     split: str
     kind: str
+    number: int = 0
+    """Of the row among all rows, from 1."""
 
 
-def read_expressions(path: Path, default_split: str) -> list[ExpressionRow]:
-    """The rows of a .json, .jsonl or .csv file; raises VLFormerError with file, row, value and remedy.
+def read_expressions(path: Path, default_split: str, bad: BadRows) -> list[ExpressionRow]:
+    """The rows of a .json, .jsonl or .csv file; those that cannot be used go to `bad`.
 
     White space within an expression is reduced to single spaces; rows without a split get `default_split`.
+    Raises VLFormerError, with file and remedy, for what is wrong with the whole file.
     """
     readers = {".json": _json_rows, ".jsonl": _jsonl_rows, ".csv": _csv_rows}
     reader = readers.get(path.suffix.lower())
@@ -55,11 +60,16 @@ def read_expressions(path: Path, default_split: str) -> list[ExpressionRow]:
         raise VLFormerError(f"{path} ends in {path.suffix!r}: an expressions file is one of {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise VLFormerError(f"{path} is not there: check the path of the expressions file")
+    rows = []
     try:
-        rows = [_row(place, fields, default_split) for place, fields in reader(path)]
+        for number, (place, fields) in enumerate(reader(path), 1):
+            try:
+                rows.append(replace(_row(place, fields, default_split), number=number))
+            except VLFormerError as error:
+                bad.add(number, error)
     except UnicodeDecodeError as error:
-        raise VLFormerError(f"{path} is not in UTF-8 ({error}): save it again as UTF-8") from error
-    if not rows:
+        raise VLFormerError(f"{path} is not in UTF-8 ({odd_byte(error)}): save it again as UTF-8") from error
+    if not rows and not bad.count:
         raise VLFormerError(f"{path} holds no expressions: give it a row per expression")
     return rows
 
@@ -87,8 +97,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     >>> did_you_mean("x", ["image"])
     ''
     """
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    names = {one.casefold(): one for one in known}
+    close = difflib.get_close_matches(name.casefold(), list(names), n=1)
+    return f"; did you mean {names[close[0]]!r}?" if close else ""
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -106,10 +117,13 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
+            place = f"{path} line {number}"
             try:
-                yield f"{path} line {number}", json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise VLFormerError(f"{path} line {number} is not JSON ({error}): write one object per line") from error
+                yield place, json.loads(line)
+            except json.JSONDecodeError as error:
+                yield place, VLFormerError(f"{place} is not JSON ({error.msg}): write one object per line")
+            except RecursionError:
+                yield place, VLFormerError(f"{place} is nested too deeply to be read: write one object per line")
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -120,9 +134,13 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
             for cells in reader:
                 place = f"{path} line {reader.line_num}"
                 if None in cells:
-                    raise VLFormerError(f"{place} has more cells than the header: put text with commas in quotes")
+                    yield (
+                        place,
+                        VLFormerError(f"{place} has more cells than the header: put text with commas in quotes"),
+                    )
+                    continue
                 filled = {name: cell.strip() for name, cell in cells.items() if cell is not None and cell.strip()}
-                yield place, {**filled, **_csv_ids(place, filled)}
+                yield place, {**filled, **_csv_ids(filled)}
         except csv.Error as error:
             raise VLFormerError(f"{path} line {reader.line_num} is not CSV ({error}): check its quotes") from error
 
@@ -137,24 +155,35 @@ def _check_header(path: Path, names: Sequence[str]) -> None:
 
 
 def _check_name(place: str, name: str) -> None:
+    if name == "":
+        raise VLFormerError(f"{place} has a column without a name: remove it (pandas: to_csv(..., index=False))")
     if name not in FIELDS:
-        hint = did_you_mean(name, FIELDS)
+        hint = did_you_mean(name, FIELDS) or "; remove it"
         raise VLFormerError(f"{place} has an unknown field {name!r} (there are {', '.join(FIELDS)}){hint}")
 
 
-def _csv_ids(place: str, cells: dict[str, str]) -> dict[str, Any]:
+def _csv_ids(cells: dict[str, str]) -> dict[str, Any]:
+    """The ids of a row, as numbers where they are; a list may stand in brackets, as pandas writes it."""
+    ids: dict[str, Any] = {}
+    if "annotation_id" in cells:
+        ids["annotation_id"] = _number(cells["annotation_id"])
+    if "annotation_ids" in cells:
+        parts = re.split(r"[\s;,]+", cells["annotation_ids"].strip("[]"))
+        ids["annotation_ids"] = [_number(part) for part in parts if part]
+    return ids
+
+
+def _number(text: str) -> float | str:
+    """A number, or the text where it is none."""
     try:
-        ids: dict[str, Any] = {}
-        if "annotation_id" in cells:
-            ids["annotation_id"] = int(cells["annotation_id"])
-        if "annotation_ids" in cells:
-            ids["annotation_ids"] = [int(part) for part in re.split(r"[\s;,]+", cells["annotation_ids"]) if part]
-        return ids
-    except ValueError as error:
-        raise VLFormerError(f"{place}: {error}: annotation ids are whole numbers, parted by spaces") from error
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        return text
 
 
 def _row(place: str, fields: Any, default_split: str) -> ExpressionRow:
+    if isinstance(fields, VLFormerError):
+        raise fields
     if not isinstance(fields, dict):
         raise VLFormerError(f"{place} holds {str(fields)[:40]!r}: it must be an object with image and expression")
     for name in fields:
@@ -168,7 +197,7 @@ def _row(place: str, fields: Any, default_split: str) -> ExpressionRow:
     return ExpressionRow(
         place=place,
         image=_needed(place, fields, "image"),
-        expression=" ".join(_needed(place, fields, "expression").split()),
+        expression=_expression(place, fields),
         ann_ids=_ann_ids(place, fields),
         mask=_text(place, fields, "mask") or None,
         split=split,
@@ -176,12 +205,29 @@ def _row(place: str, fields: Any, default_split: str) -> ExpressionRow:
     )
 
 
+def _expression(place: str, fields: dict[str, Any]) -> str:
+    text = " ".join(_needed(place, fields, "expression").split())
+    if not has_words(text):
+        raise VLFormerError(f"{place} has the expression {text!r} without a letter or a digit: give it words")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # a JSON file may hold half of a surrogate pair, an emoji that was cut off
+        near = text[max(0, error.start - 20) : error.start]
+        raise VLFormerError(f"{place} has half a character after {near!r}: mend the text") from error
+    return text
+
+
 def _ann_ids(place: str, fields: dict[str, Any]) -> tuple[int, ...]:
     one, several = fields.get("annotation_id"), fields.get("annotation_ids")
-    ids = [one] if one is not None else [] if several is None else several
-    if not isinstance(ids, list) or any(type(value) is not int for value in ids):
-        raise VLFormerError(f"{place} has the annotation ids {ids!r}: give whole numbers, several of them as a list")
-    return tuple(sorted(set(ids)))
+    given = [one] if one is not None else [] if several is None else several
+    numbers = [whole(value) for value in given] if isinstance(given, list) else [None]
+    if None in numbers:
+        shown = given[0] if isinstance(given, list) and len(given) == 1 else given
+        raise VLFormerError(
+            f"{place} has the annotation ids {shown!r}: give whole numbers, several of them as a list, and none where "
+            "nothing in the image is meant"
+        )
+    return tuple(sorted({number for number in numbers if number is not None}))
 
 
 def _text(place: str, fields: dict[str, Any], name: str) -> str:

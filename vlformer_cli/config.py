@@ -77,6 +77,9 @@ class ModelConfig:
     """Attention heads everywhere. Original: 8."""
     ffn_dim: Number = 2048
     """Hidden size of the blocks' feed-forward layers. Original: 2048."""
+    ffn_residual: bool = True
+    """The blocks' feed-forward layers add their input. Original: so in the paper; its code drops it by mistake, and
+    False runs weights that were trained with that code."""
     fusion_per_level: bool = True
     """Each level meets the words in an early fusion of its own. Original: so (its 4.6 M parameters tell)."""
     encoder_layers: Count = 3

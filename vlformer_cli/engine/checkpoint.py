@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from vlformer_cli.config import ModelConfig
+from vlformer_cli.engine.original import open_original
 from vlformer_cli.model.build import build_model
 from vlformer_cli.model.vlformer import VLFormer
 from vlformer_cli.tree import from_tree, to_tree
@@ -57,11 +58,14 @@ def save_weights(
 
 
 def load_weights(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
-    """The model in eval mode, in float32; raises VLFormerError if the file is not a vlformer weights file."""
+    """The model in eval mode, in float32, of a vlformer weights file or of a checkpoint of the original's code.
+
+    Raises VLFormerError if the file is neither.
+    """
     if not path.is_file():
         raise VLFormerError(f"no weights at {path}: give --weights a .safetensors file that `vlformer train` wrote")
     if path.suffix.lower() in FOREIGN:
-        raise VLFormerError(f"{path} is a {path.suffix} file of another program: {_start_from(path)}")
+        return _load_foreign(path, device)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -77,6 +81,19 @@ def load_weights(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
     model = build_model(config, pretrained=False)
     _fill(model, state, path)
     return LoadedModel(model.eval().to(device), config, json.loads(metadata["manifest"]), path)
+
+
+def _load_foreign(path: Path, device: torch.device | str) -> LoadedModel:
+    """A checkpoint of the original VLFormer's code; raises VLFormerError for any other."""
+    try:
+        found = open_original(path)
+    except VLFormerError as error:
+        raise VLFormerError(f"{error}; or {_start_from(path)}") from error
+    if found is None:
+        raise VLFormerError(f"{path} is a {path.suffix} file of another program: {_start_from(path)}")
+    model, config = found
+    manifest = {"source": "the original VLFormer's code", "initialisation": {"leak": "leaky"}}
+    return LoadedModel(model.eval().to(device), config, manifest, path)
 
 
 def _start_from(path: Path) -> str:

@@ -32,6 +32,12 @@ FREE_FIELDS = {
 """Fields of a model config that say how weights are come by, trained or used, and not what they compute."""
 
 
+WITHOUT_RESIDUAL = (
+    ", whose feed-forward layers were trained without residual: train on, or set model.ffn_residual=false"
+)
+"""What the table says of the original's weights in a model with residuals."""
+
+
 class _Offer(NamedTuple):
     """What an `init` gives to a model, which is built already."""
 
@@ -211,10 +217,14 @@ def _mask2former(config: Config, path: Path) -> _Offer:
         built, model.backbone = own, build_backbone(own.backbone, pretrained=True)
     classes = "no" if found.classes is None else found.classes
     leak: tuple[Leak, str] = ("unknown", f"its head tells {classes} classes apart, of which data is not said")
+    if found.layout == "VLFormer":
+        leak = ("leaky", "the original's weights start from Mask2Former's, which saw RefCOCO's evaluation pictures")
     if found.classes in SAW_COCO:
         leak = ("leaky", f"trained on {SAW_COCO[found.classes]}, RefCOCO's evaluation pictures among it")
     unused = {name: (theirs[name].numel(), reason) for name, reason in found.unused.items()}
     kind, files = f"Mask2Former of {found.layout}", tuple(weights_files(path))
+    if found.layout == "VLFormer":
+        kind = "original VLFormer" + (WITHOUT_RESIDUAL if own.ffn_residual else "")
     return _Offer(kind, model, built, found.taken, found.lacking, unused, leak, files)
 
 

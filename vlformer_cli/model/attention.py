@@ -81,8 +81,10 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """Two linear layers with a ReLU between, their residual, and the norm after it."""
 
-    def __init__(self, *, dim: int, hidden_dim: int) -> None:
+    def __init__(self, *, dim: int, hidden_dim: int, residual: bool = True) -> None:
+        """`residual`: the input is added before the norm; the original's code does not add it."""
         super().__init__()
+        self.residual = residual
         self.expand, self.contract, self.norm = (
             nn.Linear(dim, hidden_dim),
             nn.Linear(hidden_dim, dim),
@@ -93,6 +95,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The shape stays."""
+        if not self.residual:
+            return self.norm(self.contract(F.relu(self.expand(x))))
         if self.hidden is not None:
             return self.norm(x + self.contract(self.hidden(x)))
         # in place what autograd sees as a view would be copied in the backward pass

@@ -255,7 +255,7 @@ def _decoder(config: ModelConfig) -> Decoder:
             to_pixels=Attention(dim=dim, num_heads=heads),
             to_words=Attention(dim=dim, num_heads=heads),
             to_queries=Attention(dim=dim, num_heads=heads),
-            feed_forward=FeedForward(dim=dim, hidden_dim=config.ffn_dim),
+            feed_forward=FeedForward(dim=dim, hidden_dim=config.ffn_dim, residual=config.ffn_residual),
             dim=dim,
         )
         for _ in range(config.blocks)

@@ -65,7 +65,7 @@ def small_run(small_scenes: Path) -> Config:
         loss=LossConfig(points=64),
         train=TrainConfig(
             steps=6, lr=1e-3, warmup=2, schedule="cosine", ema=0.9, clip=1.0, eval_every=3, eval_samples=4,
-            save_every=2, log_every=1, threads=1, device="cpu", tensorboard=False,
+            save_every=2, log_every=1, threads=1, device="cpu", precision="fp32", tensorboard=False,
         ),
     )  # fmt: skip
 

@@ -26,7 +26,7 @@ def predict(
     as_json: Json = False,
     device: Device = "auto",
     threads: Threads = 0,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     min_score: Annotated[
         float | None,
         typer.Option(
@@ -43,8 +43,7 @@ def predict(
     predictor = Predictor(loaded.engine, loaded.config, min_score=min_score)
     done = predict_files(predictor, images, expressions, output)
     if as_json:
-        model = {"name": loaded.config.name, "weights": str(loaded.path)}
-        print_json({"model": model, "results": [result.to_json() for result in done.results]})
+        print_json({"model": loaded.describe(), "results": [result.to_json() for result in done.results]})
     else:
         for result in done.results:
             found = result.mask if result.matches else "nothing matches"

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from vlformer_cli.config import Config
 from vlformer_cli.data.canvas import canvas_of, on_canvas
 from vlformer_cli.engine.distributed import World, joined, world_from
+from vlformer_cli.engine.introduce import introduce
 from vlformer_cli.engine.launch import Job
 from vlformer_cli.engine.loader import worker_failures
 from vlformer_cli.engine.run import Run
@@ -73,7 +74,7 @@ def train(
         (restarts,) = world.max([world.restarts])
         run = Run(config, output, world, resume=resume or restarts > 0)
         if world.is_first:
-            run.introduce()
+            introduce(run)
         name, quiet = config.model.name, not world.is_first
         with run, TrainDisplay(name, settings.steps, quiet=quiet) as display, closing(run.batches()) as dealt:
             checkpoint_takes = run.state_bytes / SLOW_DISK

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from vlformer_cli.config import load_config
 from vlformer_cli.data.rle import decode_rle
 from vlformer_cli.data.store import PreparedSplit, file_sha256
 from vlformer_cli.engine.checkpoint import load_weights
+from vlformer_cli.engine.manifest import write_json
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -92,28 +94,46 @@ def test_a_folder_that_is_not_there_is_said_before_hours_of_training(name: str, 
 
 
 def test_the_folder_of_the_run_is_said_once_for_training_and_evaluation(tmp_path: Path) -> None:
-    for words in (["--output", "x"], ["--output=x"], ["-o", "x"]):
+    for script, words in itertools.product(
+        ("train.sh", "train.slurm"), (["--output", "x"], ["--output=x"], ["-o", "x"])
+    ):
         done = subprocess.run(
-            ["bash", SCRIPTS / "train.sh", *words], capture_output=True, text=True, check=False, cwd=tmp_path
+            ["bash", SCRIPTS / script, *words], capture_output=True, text=True, check=False, cwd=tmp_path
         )
-        assert (done.returncode, done.stderr) == (2, "train.sh: give the run's folder as OUTPUT=DIR\n")
+        assert (done.returncode, done.stderr) == (2, f"{script}: give the run's folder as OUTPUT=DIR\n")
 
 
 @pytest.mark.parametrize(
-    ("said", "code", "again"),
+    ("state", "code", "restarts", "again"),
     [
-        ("vlformer: stopped by SIGTERM at step 5, a checkpoint is written: go on with --resume", 1, True),
-        ("stopped by its time limit (--max-minutes) at step 5, a checkpoint is written: go on with --resume", 0, True),
-        ("vlformer: the loss was not finite in 10 steps in a row", 1, False),
-        ("vlformer: the config changed since the run in runs/a began: train.lr was 1, is 2", 1, False),
-        ("600 steps, 900 expressions in 5 min", 0, False),
+        ("stopped", 1, 0, True),  # by a signal
+        ("stopped", 0, 19, True),  # by the time limit
+        ("stopped", 1, 20, False),
+        ("failed", 1, 0, False),
+        ("finished", 0, 0, False),
+        ("running", 137, 0, False),  # it was killed
+        (None, 1, 0, False),  # it was refused before it began; the run's last job was stopped
     ],
 )
-def test_a_slurm_job_is_queued_again_where_it_can_go_on(tmp_path: Path, said: str, code: int, again: bool) -> None:
-    commands = {"srun": f"echo {said!r} >&2; exit {code}", "scontrol": f'echo "$@" >> {tmp_path}/asked'}
+def test_a_slurm_job_is_queued_again_where_it_can_go_on(
+    tmp_path: Path, state: str | None, code: int, restarts: int, again: bool
+) -> None:
+    """By the state in the run's folder, whatever is said: that memory ran out, say, and to go on with --resume."""
+    folder, said = tmp_path / "run", "vlformer: perhaps memory ran out; the run can go on with --resume"
+    for name in {"old", state} - {None}:
+        write_json(tmp_path / f"{name}.json", {"state": "stopped" if name == "old" else name, "step": 5})
+    folder.mkdir()
+    shutil.copy(tmp_path / "old.json", folder / "state.json")
+    leave = f"cp {tmp_path}/{state}.json {folder}/state.json" if state else "true"
+    commands = {"srun": f"echo {said!r} >&2; {leave}; exit {code}", "scontrol": f'echo "$@" >> {tmp_path}/asked'}
     for name, text in commands.items():
         write_command(tmp_path / name, text)
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "77",
+        "SLURM_RESTART_COUNT": str(restarts),
+        "OUTPUT": str(folder),
+    }
     done = subprocess.run(
         ["bash", SCRIPTS / "train.slurm"], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
     )

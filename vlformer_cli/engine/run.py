@@ -100,11 +100,12 @@ class Run:
         """The moving average where there is one."""
         return self.model if self.average is None else self.average.module  # type: ignore[return-value]
 
-    def batches(self) -> Generator[tuple[Batch, ...], None, None]:
-        """This process's part of each of the steps that are left; to be closed."""
+    def batches(self, has_to_stop: Callable[[], bool] = lambda: False) -> Generator[tuple[Batch, ...], None, None]:
+        """This process's part of each of the steps that are left; to be closed. See `load` for `has_to_stop`."""
         assert self.config.data is not None
         steps = range(self.step, self.config.train.steps)
-        return load(self.data, steps, workers=self.config.data.workers, device=self.device)
+        workers = self.config.data.workers
+        return load(self.data, steps, workers=workers, device=self.device, has_to_stop=has_to_stop)
 
     def take(self, batches: Sequence[Batch], counts: Counts, *, cut: int = 0, unreadable: int = 0) -> StepResult:
         """The next step; `counts`, `cut` (expressions) and `unreadable` (pictures) are of all processes.

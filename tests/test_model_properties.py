@@ -51,7 +51,7 @@ results differ by 0.01, on some CPUs and not on others."""
 
 
 def random_model(config: ModelConfig = CONFIG) -> VLFormer:
-    """In eval mode, in float64. Offsets and attention of the deformable layers and nearness start at zero: drawn too."""
+    """In eval mode, in float64. What starts at zero (offsets, attention, nearness) is drawn too."""
     torch.manual_seed(0)
     model = build_model(config, pretrained=False).eval().double()
     with torch.no_grad():

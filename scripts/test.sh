@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Creates .venv, installs the project with what tests need, then: ruff, mypy, import contracts, pytest with doctests.
-# Tests run in as many processes as this machine lets us use cores, up to four, of one thread each; `-n 0`: in one.
+# The tests run in parallel: a process of one thread for each usable core, at most four. `-n 0` runs them in one process.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" dev
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 .venv/bin/ruff format --check --quiet . || { echo "run: .venv/bin/ruff format ." >&2; exit 1; }

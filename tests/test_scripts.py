@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.special import expit, logit
+from shared import load_script, run_script
 
 from vlformer_cli.config import load_config
 from vlformer_cli.data.rle import decode_rle
@@ -28,8 +30,11 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 def call(*words: object) -> str:
-    """What a script prints."""
-    done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, check=False)
+    """What a script, or Python with these words, prints."""
+    if isinstance(words[0], Path):
+        done = run_script(words[0], *words[1:])
+    else:
+        done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -144,7 +149,8 @@ def test_a_slurm_job_is_queued_again_where_it_can_go_on(
 
 
 def test_expressions_lose_their_words_of_place() -> None:
-    call("-m", "doctest", SCRIPTS / "controls.py")
+    failed, attempted = doctest.testmod(load_script(SCRIPTS / "controls.py"))
+    assert (failed, attempted > 0) == (0, True)
 
 
 def test_intervals_and_the_control_on_known_answers(small_scenes: Path, tmp_path: Path) -> None:
@@ -172,11 +178,9 @@ def test_intervals_and_the_control_on_known_answers(small_scenes: Path, tmp_path
 
 def test_the_interval_of_a_mean_is_that_of_independent_pictures() -> None:
     """Two samples of a picture that always agree count as one: standard error of 400 coins, 2.5 %."""
-    code = (
-        f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); import numpy as np; from intervals import interval; "
-        "picture = np.repeat(np.arange(400), 2); print(interval((picture % 2).astype(float), picture))"
-    )
-    mean, low, high = map(float, re.findall(r"[\d.]+", call("-c", code)))
+    picture = np.repeat(np.arange(400), 2)
+    said = load_script(SCRIPTS / "intervals.py").interval((picture % 2).astype(float), picture)
+    mean, low, high = map(float, re.findall(r"[\d.]+", said))
     assert mean == 50
     assert low == pytest.approx(50 - 1.96 * 2.5, abs=0.5)
     assert high == pytest.approx(50 + 1.96 * 2.5, abs=0.5)
@@ -239,9 +243,7 @@ def test_calibrating_finds_the_temperature_and_the_threshold_and_is_stable(small
     assert again.score_shift == pytest.approx(first.score_shift, abs=0.02)
     of["sha256"] = "0" * 64
     write(1.0, 0.0)
-    done = subprocess.run(
-        [sys.executable, SCRIPTS / "calibrate.py", weights, predictions], capture_output=True, text=True, check=False
-    )
+    done = run_script(SCRIPTS / "calibrate.py", weights, predictions)
     assert done.returncode == 1
     assert f"these are answers of w.safetensors (SHA-256 {'0' * 64}) and not of {weights}" in done.stderr
 
@@ -264,10 +266,7 @@ def test_stickers_are_made_of_emoji_and_icons(tmp_path: Path) -> None:
     assert len(drawn) == len(codes)
     assert all((picture[10, 10, 3], *picture[10, -10]) == (0, 255, 0, 0, 255) for picture in drawn)
     (tmp_path / "others" / f"{codes[-1]}.webp").unlink()
-    failed = subprocess.run(
-        [sys.executable, SCRIPTS / "stickers.py", tmp_path / "new", "--emoji", tmp_path / "others"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    failed = run_script(SCRIPTS / "stickers.py", tmp_path / "new", "--emoji", tmp_path / "others")
     assert failed.returncode == 1
     assert f"no {tmp_path / 'others' / codes[-1]}.png, .webp or .svg" in failed.stderr
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from shared import drawn, made_once
 from small_model import SMALL
 
 from vlformer_cli.app import app
 from vlformer_cli.commands import errors
 from vlformer_cli.config import Config, DataConfig, DataSource, LossConfig, TrainConfig
-from vlformer_cli.data.scenes.generate import Recipe, generate_scenes
+from vlformer_cli.data.scenes.generate import Recipe
 from vlformer_cli.engine.checkpoint import load_weights, save_weights
 from vlformer_cli.engine.export import Written, export_onnx, export_torch
 from vlformer_cli.model.build import build_model
@@ -31,23 +32,27 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_onnx(small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Written]:
     """The small model as ONNX; writing it takes longest of all that the tests of exported files do."""
-    path = tmp_path_factory.mktemp("onnx") / "small.onnx"
-    return path, export_onnx(load_weights(small_weights), path)
+
+    def make(folder: Path) -> tuple[Path, Written]:
+        return folder / "small.onnx", export_onnx(load_weights(small_weights), folder / "small.onnx")
+
+    return made_once(tmp_path_factory, "small-onnx", make)
 
 
 @pytest.fixture(scope="session")
 def small_pt2(small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Written]:
     """The small model as a `.pt2`."""
-    path = tmp_path_factory.mktemp("pt2") / "small.pt2"
-    return path, export_torch(load_weights(small_weights), path)
+
+    def make(folder: Path) -> tuple[Path, Written]:
+        return folder / "small.pt2", export_torch(load_weights(small_weights), folder / "small.pt2")
+
+    return made_once(tmp_path_factory, "small-pt2", make)
 
 
 @pytest.fixture(scope="session")
 def small_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared data set of 40 drawn scenes."""
-    path = tmp_path_factory.mktemp("data") / "scenes-seed7"
-    generate_scenes(path, images=40, seed=7, recipe=Recipe(size=96), workers=1)
-    return path
+    return drawn(tmp_path_factory, "scenes-seed7", images=40, seed=7, recipe=Recipe(size=96), workers=1)
 
 
 @pytest.fixture
@@ -65,7 +70,7 @@ def small_run(small_scenes: Path) -> Config:
         loss=LossConfig(points=64),
         train=TrainConfig(
             steps=6, lr=1e-3, warmup=2, schedule="cosine", ema=0.9, clip=1.0, eval_every=3, eval_samples=4,
-            save_every=2, log_every=1, threads=1, device="cpu", tensorboard=False,
+            save_every=2, log_every=1, threads=1, device="cpu", precision="fp32", tensorboard=False,
         ),
     )  # fmt: skip
 

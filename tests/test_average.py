@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from shared import run_script
 from small_model import SMALL
 from torch.testing import assert_close
 
@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "average.py"
 
 
 def averaged(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, SCRIPT, *map(str, words)], capture_output=True, text=True, check=False)
+    return run_script(SCRIPT, *words)
 
 
 def test_a_quarter_of_the_second(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_the_recipe_is_the_originals_but_for_the_data_and_the_backbone() -> None
             config = load_config(path)
             assert config.data is not None
             assert config.loss == LossConfig()
-            assert replace(config.train, precision="fp32") == TrainConfig()
+            assert replace(config.train, precision="auto") == TrainConfig()
             assert (config.data.images_per_step, config.data.short_sides) == (8, (360, 480))
             assert config.data.train[0].path == config.data.val.path == PREPARED[path.stem.split("-")[0]]  # type: ignore[union-attr]
 

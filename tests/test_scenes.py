@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 from scene_reading import read, read_with_anchors
+from shared import drawn
 
 from vlformer_cli.data.rle import decode_rle
 from vlformer_cli.data.scenes.generate import Recipe, generate_scenes, split_of
@@ -34,23 +35,18 @@ SPLITS = ("train", "val", "test")
 
 @pytest.fixture(scope="module")
 def mix(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("scenes") / "scenes-mix"
-    generate_scenes(directory, images=IMAGES, seed=11, workers=2)
-    return directory
+    return drawn(tmp_path_factory, "scenes-mix", images=IMAGES, seed=11, workers=2)
 
 
 @pytest.fixture(scope="module")
 def directions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("scenes") / "scenes-directions"
-    generate_scenes(directory, images=120, seed=12, workers=2, recipe=Recipe(scenario="directions"))
-    return directory
+    recipe = Recipe(scenario="directions")
+    return drawn(tmp_path_factory, "scenes-directions", images=120, seed=12, workers=2, recipe=recipe)
 
 
 @pytest.fixture(scope="module")
 def near(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("scenes") / "scenes-near"
-    generate_scenes(directory, images=140, seed=13, workers=2, recipe=Recipe(scenario="near"))
-    return directory
+    return drawn(tmp_path_factory, "scenes-near", images=140, seed=13, workers=2, recipe=Recipe(scenario="near"))
 
 
 def rows(directory: Path) -> list[tuple[dict[str, Any], list[Ref]]]:

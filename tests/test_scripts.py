@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import itertools
 import json
 import os
 import re
@@ -16,18 +18,23 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.special import expit, logit
+from shared import load_script, run_script
 
 from vlformer_cli.config import load_config
 from vlformer_cli.data.rle import decode_rle
 from vlformer_cli.data.store import PreparedSplit, file_sha256
 from vlformer_cli.engine.checkpoint import load_weights
+from vlformer_cli.engine.manifest import write_json
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 def call(*words: object) -> str:
-    """What a script prints."""
-    done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, check=False)
+    """What a script, or Python with these words, prints."""
+    if isinstance(words[0], Path):
+        done = run_script(words[0], *words[1:])
+    else:
+        done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -92,28 +99,46 @@ def test_a_folder_that_is_not_there_is_said_before_hours_of_training(name: str, 
 
 
 def test_the_folder_of_the_run_is_said_once_for_training_and_evaluation(tmp_path: Path) -> None:
-    for words in (["--output", "x"], ["--output=x"], ["-o", "x"]):
+    for script, words in itertools.product(
+        ("train.sh", "train.slurm"), (["--output", "x"], ["--output=x"], ["-o", "x"])
+    ):
         done = subprocess.run(
-            ["bash", SCRIPTS / "train.sh", *words], capture_output=True, text=True, check=False, cwd=tmp_path
+            ["bash", SCRIPTS / script, *words], capture_output=True, text=True, check=False, cwd=tmp_path
         )
-        assert (done.returncode, done.stderr) == (2, "train.sh: give the run's folder as OUTPUT=DIR\n")
+        assert (done.returncode, done.stderr) == (2, f"{script}: give the run's folder as OUTPUT=DIR\n")
 
 
 @pytest.mark.parametrize(
-    ("said", "code", "again"),
+    ("state", "code", "restarts", "again"),
     [
-        ("vlformer: stopped by SIGTERM at step 5, a checkpoint is written: go on with --resume", 1, True),
-        ("stopped by its time limit (--max-minutes) at step 5, a checkpoint is written: go on with --resume", 0, True),
-        ("vlformer: the loss was not finite in 10 steps in a row", 1, False),
-        ("vlformer: the config changed since the run in runs/a began: train.lr was 1, is 2", 1, False),
-        ("600 steps, 900 expressions in 5 min", 0, False),
+        ("stopped", 1, 0, True),  # by a signal
+        ("stopped", 0, 19, True),  # by the time limit
+        ("stopped", 1, 20, False),
+        ("failed", 1, 0, False),
+        ("finished", 0, 0, False),
+        ("running", 137, 0, False),  # it was killed
+        (None, 1, 0, False),  # it was refused before it began; the run's last job was stopped
     ],
 )
-def test_a_slurm_job_is_queued_again_where_it_can_go_on(tmp_path: Path, said: str, code: int, again: bool) -> None:
-    commands = {"srun": f"echo {said!r} >&2; exit {code}", "scontrol": f'echo "$@" >> {tmp_path}/asked'}
+def test_a_slurm_job_is_queued_again_where_it_can_go_on(
+    tmp_path: Path, state: str | None, code: int, restarts: int, again: bool
+) -> None:
+    """By the state in the run's folder, whatever is said: that memory ran out, say, and to go on with --resume."""
+    folder, said = tmp_path / "run", "vlformer: perhaps memory ran out; the run can go on with --resume"
+    for name in {"old", state} - {None}:
+        write_json(tmp_path / f"{name}.json", {"state": "stopped" if name == "old" else name, "step": 5})
+    folder.mkdir()
+    shutil.copy(tmp_path / "old.json", folder / "state.json")
+    leave = f"cp {tmp_path}/{state}.json {folder}/state.json" if state else "true"
+    commands = {"srun": f"echo {said!r} >&2; {leave}; exit {code}", "scontrol": f'echo "$@" >> {tmp_path}/asked'}
     for name, text in commands.items():
         write_command(tmp_path / name, text)
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "77",
+        "SLURM_RESTART_COUNT": str(restarts),
+        "OUTPUT": str(folder),
+    }
     done = subprocess.run(
         ["bash", SCRIPTS / "train.slurm"], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
     )
@@ -124,7 +149,8 @@ def test_a_slurm_job_is_queued_again_where_it_can_go_on(tmp_path: Path, said: st
 
 
 def test_expressions_lose_their_words_of_place() -> None:
-    call("-m", "doctest", SCRIPTS / "controls.py")
+    failed, attempted = doctest.testmod(load_script(SCRIPTS / "controls.py"))
+    assert (failed, attempted > 0) == (0, True)
 
 
 def test_intervals_and_the_control_on_known_answers(small_scenes: Path, tmp_path: Path) -> None:
@@ -152,11 +178,9 @@ def test_intervals_and_the_control_on_known_answers(small_scenes: Path, tmp_path
 
 def test_the_interval_of_a_mean_is_that_of_independent_pictures() -> None:
     """Two samples of a picture that always agree count as one: standard error of 400 coins, 2.5 %."""
-    code = (
-        f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); import numpy as np; from intervals import interval; "
-        "picture = np.repeat(np.arange(400), 2); print(interval((picture % 2).astype(float), picture))"
-    )
-    mean, low, high = map(float, re.findall(r"[\d.]+", call("-c", code)))
+    picture = np.repeat(np.arange(400), 2)
+    said = load_script(SCRIPTS / "intervals.py").interval((picture % 2).astype(float), picture)
+    mean, low, high = map(float, re.findall(r"[\d.]+", said))
     assert mean == 50
     assert low == pytest.approx(50 - 1.96 * 2.5, abs=0.5)
     assert high == pytest.approx(50 + 1.96 * 2.5, abs=0.5)
@@ -219,9 +243,7 @@ def test_calibrating_finds_the_temperature_and_the_threshold_and_is_stable(small
     assert again.score_shift == pytest.approx(first.score_shift, abs=0.02)
     of["sha256"] = "0" * 64
     write(1.0, 0.0)
-    done = subprocess.run(
-        [sys.executable, SCRIPTS / "calibrate.py", weights, predictions], capture_output=True, text=True, check=False
-    )
+    done = run_script(SCRIPTS / "calibrate.py", weights, predictions)
     assert done.returncode == 1
     assert f"these are answers of w.safetensors (SHA-256 {'0' * 64}) and not of {weights}" in done.stderr
 
@@ -244,10 +266,7 @@ def test_stickers_are_made_of_emoji_and_icons(tmp_path: Path) -> None:
     assert len(drawn) == len(codes)
     assert all((picture[10, 10, 3], *picture[10, -10]) == (0, 255, 0, 0, 255) for picture in drawn)
     (tmp_path / "others" / f"{codes[-1]}.webp").unlink()
-    failed = subprocess.run(
-        [sys.executable, SCRIPTS / "stickers.py", tmp_path / "new", "--emoji", tmp_path / "others"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    failed = run_script(SCRIPTS / "stickers.py", tmp_path / "new", "--emoji", tmp_path / "others")
     assert failed.returncode == 1
     assert f"no {tmp_path / 'others' / codes[-1]}.png, .webp or .svg" in failed.stderr
 

@@ -223,8 +223,10 @@ class TrainConfig:
     """Decay of the exponential moving average of the weights, which is what is evaluated and shipped; 0: none."""
     accumulate: Number = 1
     """Forwards and backwards of each process for one optimiser step, which share its pictures: saves memory."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of convolutions and matrix products, by autocast. `fp16` scales the loss so that small gradients survive."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of convolutions and matrix products, by autocast. `fp16` scales the loss so that small gradients survive. `auto`:
+    the fastest that the device computes natively; on a GPU `bf16`, or `fp16` before Ampere; on a CPU `bf16` with AMX,
+    else `fp32`. A resumed run keeps the precision that it began with."""
     compile: bool = False
     """torch.compile on the encoder layers and the blocks; slow first steps (a minute and more), a C++ compiler."""
     cuda_graphs: bool = False

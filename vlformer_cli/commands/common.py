@@ -34,7 +34,11 @@ Dataset = Annotated[str | None, typer.Option("--dataset", help="Or its name belo
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0: one per usable core.")]
 Precision = Annotated[
-    str, typer.Option("--precision", help="fp32, or bf16: faster on CPUs that have it, masks differ at their edges.")
+    str,
+    typer.Option(
+        "--precision",
+        help="auto: bf16 on GPUs and CPUs where it is faster, else fp32. fp32: the same masks on every machine.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 
@@ -53,11 +57,15 @@ def load_model(weights: Path | None, device: str, threads: int) -> LoadedModel:
 def load_engine(weights: Path | None, device: str, threads: int, precision: str) -> LoadedEngine:
     """The weights or the exported file that a command was asked to use, ready on the device."""
     from vlformer_cli.engine.checkpoint import EMBEDDED
-    from vlformer_cli.engine.device import set_threads
+    from vlformer_cli.engine.device import pick_device, set_threads
     from vlformer_cli.engine.engines import open_engine
+    from vlformer_cli.engine.precision import cost_of_emulation
 
     set_threads(threads)
-    return open_engine(weights or EMBEDDED, device, threads, precision)
+    loaded = open_engine(weights or EMBEDDED, device, threads, precision)
+    if loaded.precision and (cost := cost_of_emulation(loaded.precision, pick_device(device))):
+        say(f"vlformer: {cost}")
+    return loaded
 
 
 def print_json(document: dict[str, Any], indent: int | None = 1) -> None:

@@ -39,7 +39,7 @@ def evaluate(
     as_json: Json = False,
     device: Device = "auto",
     threads: Threads = 0,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     min_score: Annotated[
         float,
         typer.Option(
@@ -68,6 +68,7 @@ def evaluate(
         "min_score": min_score,
         "temperature": loaded.config.temperature,
         "score_shift": loaded.config.score_shift,
+        "precision": loaded.precision,
         "weights": describe_weights(loaded),
         "environment": where,
     }
@@ -75,7 +76,7 @@ def evaluate(
     if as_json:
         print_json(document)
     else:
-        print_table(found, loaded.config.name, str(loaded.path))
+        print_table(found, loaded.config.name, ", ".join(filter(None, [str(loaded.path), loaded.precision])))
         say(f"written: {folder / 'metrics.json'}, {folder / 'predictions.jsonl'}")
     if found.cut:
         limit = loaded.config.most_tokens_read
@@ -95,7 +96,7 @@ def describe_weights(loaded: LoadedEngine) -> dict[str, Any]:
 
 
 def print_table(found: Evaluation, model: str, weights: str) -> None:
-    """The metrics as a table, in percent, with the names of metric, data, split and weights.
+    """The metrics as a table, in percent, with the names of metric, data, split, weights and precision.
 
     It has 79 columns where no kind's name has more than 10 characters.
     """

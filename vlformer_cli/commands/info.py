@@ -15,8 +15,9 @@ def info(as_json: Json = False) -> None:
     from vlformer_cli import __version__
     from vlformer_cli.data.build import data_root
     from vlformer_cli.engine.checkpoint import EMBEDDED
-    from vlformer_cli.engine.device import usable_cores
+    from vlformer_cli.engine.device import pick_device, usable_cores
     from vlformer_cli.engine.manifest import git_revision, package_versions
+    from vlformer_cli.engine.precision import describe_machine
 
     root = data_root()
     document = {
@@ -26,6 +27,7 @@ def info(as_json: Json = False) -> None:
         "platform": platform.platform(),
         "packages": package_versions(),
         "devices": ["cpu", *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))],
+        "precision": describe_machine(pick_device("auto")),
         "cores": usable_cores(),
         "torch_threads": torch.get_num_threads(),
         "data_root": str(root.resolve()),

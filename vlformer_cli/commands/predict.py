@@ -53,7 +53,7 @@ def predict(
     ] = False,
     device: Device = "auto",
     threads: Threads = 0,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     min_score: Annotated[
         float | None,
         typer.Option(
@@ -91,7 +91,7 @@ def predict(
                         print(_line(outcome), flush=True)
         finally:  # whatever ended it, what was finished is told
             if as_json:
-                print_json({"model": {"name": loaded.config.name, "weights": str(loaded.path)}, "results": results})
+                print_json({"model": loaded.describe(), "results": results})
     if has_failed:
         raise typer.Exit(1)
 

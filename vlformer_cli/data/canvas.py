@@ -18,9 +18,9 @@ from vlformer_cli.types import Batch
 
 
 def canvas_of(batches: Sequence[Batch]) -> tuple[int, int]:
-    """Height and width of the smallest canvas that holds all of them."""
-    heights, widths = zip(*(batch.images.shape[-2:] for batch in batches), strict=True)
-    return max(heights), max(widths)
+    """Height and width of the smallest canvas that holds all of them; zeros where there is none."""
+    sizes = [batch.images.shape[-2:] for batch in batches]
+    return max((size[0] for size in sizes), default=0), max((size[1] for size in sizes), default=0)
 
 
 def on_canvas(batch: Batch, height: int, width: int) -> Batch:

@@ -9,6 +9,7 @@ from vlformer_cli.engine.device import keep_freed_memory, keep_many_primitives
 from vlformer_cli.engine.distributed import World
 from vlformer_cli.engine.initialise import initial_model
 from vlformer_cli.engine.optim import average_of, build_optimizer
+from vlformer_cli.engine.precision import with_precision
 from vlformer_cli.engine.rng import seed_all
 from vlformer_cli.engine.step import Stepper
 from vlformer_cli.engine.tune import freeze, tune
@@ -22,6 +23,7 @@ def build_stepper(config: Config, world: World, *, anew: bool = True) -> tuple[S
 
     `anew` False: the weights are about to be loaded, so that nothing pretrained is needed, and the second is None.
     """
+    config = with_precision(config, world)
     device = world.device(config.train.device)
     if device.type == "cpu":
         keep_freed_memory()

@@ -17,6 +17,7 @@ from vlformer_cli.data.transforms import fitted_size
 from vlformer_cli.engine.build import build_stepper
 from vlformer_cli.engine.device import memory_used
 from vlformer_cli.engine.distributed import ALONE
+from vlformer_cli.engine.precision import describe_precision, with_precision
 from vlformer_cli.engine.step import Stepper
 from vlformer_cli.loss.criterion import Counts
 from vlformer_cli.model.vlformer import VLFormer
@@ -32,6 +33,7 @@ MADE_UP_SIZE = (480, 640)  # pixels of most of COCO's pictures
 
 def dry_run(config: Config) -> str:
     """A report on `train` with this config in one process, as text; nothing is written. Raises VLFormerError."""
+    asked, config = config.train.precision, with_precision(config, ALONE)
     stepper, initialisation = build_stepper(config, ALONE)
     assert initialisation is not None
     batches, where = _batches(config, config.train.words_first)
@@ -48,6 +50,7 @@ def dry_run(config: Config) -> str:
         [
             yaml.safe_dump(to_tree(config), sort_keys=False),
             f"initialisation: {initialisation.summary}",
+            *describe_precision(asked, config.train.precision, stepper.device),
             *_parameter_lines(stepper.model),
             _state_line(stepper),
             f"a step, on {where}: {len(batches)} forward(s), {sum(len(b.images) for b in batches)} pictures, "

@@ -27,6 +27,7 @@ from vlformer_cli.config import ModelConfig
 from vlformer_cli.engine.checkpoint import load_weights
 from vlformer_cli.engine.device import keep_freed_memory, pick_device, usable_cores
 from vlformer_cli.engine.fast import for_prediction
+from vlformer_cli.engine.precision import AUTO, prediction_precision
 from vlformer_cli.engine.predict import Engine
 from vlformer_cli.tree import from_tree
 from vlformer_cli.types import VLFormerError, VLFormerOutput, one_line
@@ -51,11 +52,18 @@ class LoadedEngine:
     """The file that was asked for, and the one that belongs to it if there is one."""
     int8: Mapping[str, Any] | None = None
     """What was measured of an int8 file when it was written."""
+    precision: str | None = None
+    """In which weights are computed, `fp32` or `bf16`; None: an exported file, which has its own."""
 
     @property
     def path(self) -> Path:
         """The file that was asked for."""
         return self.files[0]
+
+    def describe(self) -> dict[str, str]:
+        """What the results of `vlformer predict` say about the model."""
+        precision = {} if self.precision is None else {"precision": self.precision}
+        return {"name": self.config.name, "weights": str(self.path), **precision}
 
 
 class GraphEngine:
@@ -76,16 +84,18 @@ class GraphEngine:
 def open_engine(path: Path, device: str = "cpu", threads: int = 0, precision: str = "fp32") -> LoadedEngine:
     """Weights or an exported file, by the ending of its name; `threads` 0: one for each usable core.
 
-    `precision` is that of weights: `fp32` or `bf16`; an exported file has its own.
+    `precision` is that of weights: `fp32`, `bf16` or `auto`; an exported file has its own.
     Raises VLFormerError if the file is not what its name says, or a package that runs it is not installed.
     """
     opener = OPENERS.get(path.suffix)
     if opener is None:
-        loaded = load_weights(path, pick_device(device))
+        place = pick_device(device)
+        precision = prediction_precision(precision, place)
+        loaded = load_weights(path, place)
         model = for_prediction(loaded.model, precision, keep=False)
         keep_freed_memory()  # not before: what loading frees is too much to keep
-        return LoadedEngine(model, loaded.config, (path,))
-    if precision != "fp32":
+        return LoadedEngine(model, loaded.config, (path,), precision=precision)
+    if precision not in (AUTO, "fp32"):
         raise VLFormerError(f"{path} has a precision of its own: leave --precision {precision} out")
     if device not in ("auto", "cpu"):
         raise VLFormerError(f"{path} runs on the cpu, not on {device!r}: leave --device out, or give .safetensors")

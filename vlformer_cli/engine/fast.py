@@ -89,7 +89,7 @@ def for_prediction(model: VLFormer, precision: str = "fp32", *, keep: bool = Tru
     Raises VLFormerError for another precision.
     """
     if precision not in PRECISIONS:
-        raise UsageError(f"precision is {precision!r}; it can be 'fp32' or 'bf16'")
+        raise UsageError(f"precision is {precision!r}; it can be 'auto', 'fp32' or 'bf16'")
     fast = (copy.deepcopy(model) if keep else model).eval().requires_grad_(False)
     fold_batch_norms(fast.backbone)
     for part in (fast.backbone.net, fast.pixel_decoder):

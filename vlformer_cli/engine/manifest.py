@@ -21,6 +21,7 @@ from vlformer_cli.data.build import open_split
 from vlformer_cli.data.store import read_manifest
 from vlformer_cli.engine.checkpoint import write_atomically
 from vlformer_cli.engine.distributed import World
+from vlformer_cli.engine.precision import is_native
 from vlformer_cli.engine.weights_table import Initialisation
 from vlformer_cli.tree import to_tree
 from vlformer_cli.types import SettledError
@@ -38,8 +39,14 @@ PACKAGES = (
 )
 
 
-def run_manifest(config: Config, world: World, initialisation: Initialisation | None) -> dict[str, Any]:
-    """Everything that a training run depends on. `initialisation` is None where it is that of an earlier process."""
+def run_manifest(
+    config: Config, world: World, initialisation: Initialisation | None, *, asked_precision: str
+) -> dict[str, Any]:
+    """Everything that a training run depends on. `initialisation` is None where it is that of an earlier process.
+
+    `asked_precision`: what `train.precision` was before `auto` was resolved.
+    """
+    used = config.train.precision
     sources = [] if config.data is None else [*config.data.train, *([config.data.val] if config.data.val else [])]
     return {
         **environment(),
@@ -48,6 +55,11 @@ def run_manifest(config: Config, world: World, initialisation: Initialisation | 
         "data": [_fingerprint(open_split(source).directory) for source in sources],
         "initialisation": None if initialisation is None else initialisation.to_json(),
         "processes": world.size,
+        "precision": {
+            "asked": asked_precision,
+            "used": used,
+            "native": is_native(used, world.device(config.train.device)),
+        },
     }
 
 
@@ -62,7 +74,7 @@ def resumed_manifest(old: dict[str, Any], new: dict[str, Any], step: int, folder
         raise SettledError(
             f"the data set {changed[0]} changed since the run in {folder} began: restore it, or change --output"
         )
-    added = {name: new[name] for name in ("command", "time", "git", "packages", "machine", "processes")}
+    added = {name: new[name] for name in ("command", "time", "git", "packages", "machine", "processes", "precision")}
     return {**old, "config": new["config"], "resumed": [*old.get("resumed", []), {"after_step": step, **added}]}
 
 

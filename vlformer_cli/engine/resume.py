@@ -8,6 +8,7 @@ from typing import Any
 from vlformer_cli.config import Config
 from vlformer_cli.engine.checkpoint import remove_partials
 from vlformer_cli.engine.distributed import World
+from vlformer_cli.engine.precision import kept_precision
 from vlformer_cli.engine.run_folder import WEIGHTS, Checkpoints
 from vlformer_cli.report.say import say
 from vlformer_cli.tree import from_tree, to_tree
@@ -100,7 +101,8 @@ def newest_state(checkpoints: Checkpoints) -> tuple[int | None, dict[str, Any] |
 def refuse_changes(old: dict[str, Any], config: Config, folder: Path) -> None:
     """Raises SettledError that names each field on which the run's numbers depend and that changed."""
     before = to_tree(from_tree(Config, old, where=f"{folder}: its checkpoint"))  # with newer fields' defaults
-    changed = [d for d in differences(before, to_tree(config)) if not d.startswith(tuple(f"{f} " for f in MAY_CHANGE))]
+    now = kept_precision(to_tree(config), before)
+    changed = [d for d in differences(before, now) if not d.startswith(tuple(f"{f} " for f in MAY_CHANGE))]
     if changed:
         raise SettledError(
             f"the config changed since the run in {folder} began: {'; '.join(changed)}. "

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from vlformer_cli.config import Config
-from vlformer_cli.data.build import build_training_data, first_stage_of, open_split
+from vlformer_cli.data.build import build_training_data, open_split
 from vlformer_cli.engine.build import build_stepper
 from vlformer_cli.engine.checkpoint import save_weights, write_atomically
 from vlformer_cli.engine.device import memory_used
@@ -20,18 +20,18 @@ from vlformer_cli.engine.distributed import World
 from vlformer_cli.engine.evaluate import evaluate
 from vlformer_cli.engine.loader import load
 from vlformer_cli.engine.manifest import resumed_manifest, run_manifest, write_json
+from vlformer_cli.engine.precision import with_precision
 from vlformer_cli.engine.predict import Predictor
 from vlformer_cli.engine.resume import state_to_start_from
 from vlformer_cli.engine.rng import restore_rng, rng_state
 from vlformer_cli.engine.run_folder import WEIGHTS, Checkpoints, read_rows, save_batches
 from vlformer_cli.engine.run_log import RunLog
 from vlformer_cli.engine.step import StepResult
-from vlformer_cli.engine.weights_table import COLUMNS
 from vlformer_cli.loss.criterion import Counts
 from vlformer_cli.model.vlformer import VLFormer
 from vlformer_cli.report.curves import save_curves
 from vlformer_cli.report.live import Now
-from vlformer_cli.report.say import say, show_table
+from vlformer_cli.report.say import say
 from vlformer_cli.tree import to_tree
 from vlformer_cli.types import Batch, SettledError, VLFormerError
 
@@ -41,7 +41,7 @@ class Run:
 
     def __init__(self, config: Config, output: Path, world: World, *, resume: bool) -> None:
         """Raises VLFormerError if `output` holds a run and `resume` is False, or the config changed since."""
-        self.config, self.output, self.world = config, output, world
+        self.output, self.world, self.asked_precision = output, world, config.train.precision
         self.step = self.expressions = self.cut = self.unreadable = self.skipped = self._bad_in_a_row = 0
         self.best: tuple[float, int] | None = None
         self._began = time.monotonic()
@@ -53,10 +53,12 @@ class Run:
                 f"{self.val.directory}: split {self.val.split} is empty: draw more, or set data.val=null"
             )
         state = state_to_start_from(self.checkpoints, config, output, world, resume=resume)
+        began_with = None if state is None else state["config"]["train"]["precision"]
+        self.config = config = with_precision(config, world, began_with)
         self.stepper, self.initialisation = build_stepper(config, world, anew=state is None)
         self.model, self.device = self.stepper.model, self.stepper.device
         self.optimizer, self.average = self.stepper.optimizer, self.stepper.average
-        self.manifest = run_manifest(config, world, self.initialisation)
+        self.manifest = run_manifest(config, world, self.initialisation, asked_precision=self.asked_precision)
         self._saved_at: int | None = None
         if state is not None:
             self._load(state)
@@ -70,28 +72,6 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._log is not None:
             self._log.close()
-
-    def introduce(self) -> None:
-        """Says what this run is about to do, and where its weights came from."""
-        settings, data = self.config.train, self.config.data
-        assert data is not None
-        share, rest = divmod(data.images_per_step, self.world.size * settings.accumulate)
-        each = f"{share} or {share + 1}" if rest else str(share)
-        stage = first_stage_of(self.config)
-        pictures, _ = stage.pictures(0, data.images_per_step)
-        words_first = f"; words first: {stage.steps} of them, of {pictures} pictures" if stage.steps else ""
-        say(
-            f"{self.config.model.name}: {settings.steps} steps on {self.device.type}, each of {data.images_per_step} "
-            f"pictures (processes {self.world.size} x forwards {settings.accumulate} x pictures {each}) with up to "
-            f"{data.expressions_per_image} expressions{words_first}"
-        )
-        if self.device.type == "cuda" and settings.cuda_graphs:
-            reason = self.stepper.why_not_graphed
-            say("steps are replayed as CUDA graphs" if reason is None else f"train.cuda_graphs has no effect: {reason}")
-        if self.initialisation is not None:
-            say(f"weights: {self.initialisation.summary}")
-            if self.config.init is not None:
-                show_table(COLUMNS, self.initialisation.table())
 
     @property
     def is_finished(self) -> bool:
@@ -120,11 +100,12 @@ class Run:
         """The moving average where there is one."""
         return self.model if self.average is None else self.average.module  # type: ignore[return-value]
 
-    def batches(self) -> Generator[tuple[Batch, ...], None, None]:
-        """This process's part of each of the steps that are left; to be closed."""
+    def batches(self, has_to_stop: Callable[[], bool] = lambda: False) -> Generator[tuple[Batch, ...], None, None]:
+        """This process's part of each of the steps that are left; to be closed. See `load` for `has_to_stop`."""
         assert self.config.data is not None
         steps = range(self.step, self.config.train.steps)
-        return load(self.data, steps, workers=self.config.data.workers, device=self.device)
+        workers = self.config.data.workers
+        return load(self.data, steps, workers=workers, device=self.device, has_to_stop=has_to_stop)
 
     def take(self, batches: Sequence[Batch], counts: Counts, *, cut: int = 0, unreadable: int = 0) -> StepResult:
         """The next step; `counts`, `cut` (expressions) and `unreadable` (pictures) are of all processes.

@@ -1,9 +1,9 @@
 """Training: a loop one can read from top to bottom.
 
-A run folder holds `config.yaml`, `manifest.json`, `metrics.jsonl`, `curves.png`, `checkpoints/` (to resume from),
-`model.safetensors` (to use: the newest weights) and `best.safetensors` (the best on the validation split). A batch and
-the places that the loss looks at are functions of (seed, step), so that a resumed run sees what an uninterrupted one
-would have seen, and any number of processes the same step.
+A run folder holds `config.yaml`, `manifest.json`, `state.json` (how the last job ended), `metrics.jsonl`, `curves.png`,
+`checkpoints/` (to resume from), `model.safetensors` (to use: the newest weights) and `best.safetensors` (the best on
+the validation split). A batch and the places that the loss looks at are functions of (seed, step), so that a resumed
+run sees what an uninterrupted one would have seen, and any number of processes the same step.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from typing import NamedTuple
 from vlformer_cli.config import Config
 from vlformer_cli.data.canvas import canvas_of, on_canvas
 from vlformer_cli.engine.distributed import World, joined, world_from
+from vlformer_cli.engine.introduce import introduce
 from vlformer_cli.engine.launch import Job
-from vlformer_cli.engine.loader import worker_failures
 from vlformer_cli.engine.run import Run
 from vlformer_cli.engine.run_folder import alone_in
+from vlformer_cli.engine.run_state import state_recorded
 from vlformer_cli.engine.settled import said_again
 from vlformer_cli.engine.stop import StopRequest
 from vlformer_cli.loss.criterion import Counts
@@ -68,14 +69,20 @@ def train(
     world = world or world_from(os.environ)
     settings = config.train
     stop = StopRequest(max_minutes, alone=world.size == 1, follows_parent=Job.is_started(os.environ))
-    with joined(world), said_again(world, os.environ), worker_failures(), alone_in(output, world), stop:
+    with joined(world), said_again(world, os.environ), alone_in(output, world), stop:
         # on machines whose processes did not fail, torchrun counts no restart
         (restarts,) = world.max([world.restarts])
         run = Run(config, output, world, resume=resume or restarts > 0)
         if world.is_first:
-            run.introduce()
+            introduce(run)
         name, quiet = config.model.name, not world.is_first
-        with run, TrainDisplay(name, settings.steps, quiet=quiet) as display, closing(run.batches()) as dealt:
+        batches = run.batches(lambda: stop.is_wanted(evaluates=False))
+        with (
+            state_recorded(run, stop),
+            run,
+            TrainDisplay(name, settings.steps, quiet=quiet) as display,
+            closing(batches) as dealt,
+        ):
             checkpoint_takes = run.state_bytes / SLOW_DISK
             with display.paused():
                 stop.took("evaluation", run.catch_up())
@@ -122,7 +129,7 @@ class Agreed(NamedTuple):
 
 
 def agree(world: World, batches: Sequence[Batch], stop: StopRequest, *, evaluates: bool) -> Agreed:
-    """Asks all processes."""
+    """Asks all processes. No batches: this one has to stop, and waits for them no longer."""
     height, width = world.max(canvas_of(batches))
     expressions, meant = Counts.on_host(batches)
     cut = float(sum(batch.cut for batch in batches))

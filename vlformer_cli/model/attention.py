@@ -110,12 +110,13 @@ class MaskedGroupNorm(nn.GroupNorm):
     """
 
     def forward(self, x_BCYX: Tensor, cell_valid_BYX: Tensor) -> Tensor:  # type: ignore[override]
-        """BCYX, float32."""
+        """BCYX, float32 (float64 where `x_BCYX` is)."""
+        dtype = torch.promote_types(x_BCYX.dtype, torch.float32)
         if is_whole(cell_valid_BYX):
             # in float32, as a CPU's backward of bfloat16 is up to five times as slow where channels are last
             needs_grad = torch.is_grad_enabled() and x_BCYX.requires_grad
-            return super().forward(x_BCYX.float()).to(x_BCYX.dtype) if needs_grad else super().forward(x_BCYX)
-        x_BCP, valid_BP1 = x_BCYX.flatten(2).float(), cell_valid_BYX.flatten(1)[..., None].float()
+            return super().forward(x_BCYX.to(dtype)).to(x_BCYX.dtype) if needs_grad else super().forward(x_BCYX)
+        x_BCP, valid_BP1 = x_BCYX.flatten(2).to(dtype), cell_valid_BYX.flatten(1)[..., None].to(dtype)
         count_B1 = valid_BP1.sum(1) * (self.num_channels // self.num_groups)
         with torch.autocast(x_BCP.device.type, enabled=False):  # sums of many: not in bfloat16
             mean_BG = self._sums(x_BCP @ valid_BP1) / count_B1

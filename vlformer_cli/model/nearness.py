@@ -48,7 +48,8 @@ class Nearness(nn.Module):
         """NSD for the cells of levels of these shapes. Logits and `valid_BYX` are on the grid of the first stride."""
         with torch.autocast(anchor_logits_NYX.device.type, enabled=False):
             valid_NYX = per_expression(valid_BYX, image_index_N)
-            marked_NYX = anchor_logits_NYX.float().sigmoid() * valid_NYX
+            dtype = torch.promote_types(anchor_logits_NYX.dtype, torch.float32)
+            marked_NYX = anchor_logits_NYX.to(dtype).sigmoid() * valid_NYX
             total_N = marked_NYX.sum((1, 2)) + FAINT * valid_NYX.sum((1, 2))
             side_B = strides[0] * torch.maximum(valid_BYX.any(1).sum(1), valid_BYX.any(2).sum(1))
             near_NSK = torch.cat(
@@ -73,7 +74,7 @@ def _blurred(
 ) -> Tensor:
     """NPK: sums over the marked cells, weighted by Gaussians of their distance to each cell of a grid of that shape."""
     rows_NKyY, columns_NKxX = (
-        _gaussians(to, of, strides, side_B, widths_K)[image_index_N]
+        _gaussians(to, of, strides, side_B, widths_K)[image_index_N].to(marked_NYX.dtype)
         for to, of in zip(shape, marked_NYX.shape[1:], strict=True)
     )
     blurred_NKyx = rows_NKyY @ marked_NYX[:, None] @ columns_NKxX.mT

@@ -32,12 +32,14 @@ NOUNS = {
     **{noun: {"person"} for noun in ("person", "human", "individual", "someone")},
     **{noun: {"man"} for noun in ("man", "guy", "dude", "gentleman", "male")},
     **{noun: {"woman"} for noun in ("woman", "lady", "girl", "female", "chick")},
+    **{noun: {"person"} for noun in ("biker", "motorcyclist", "cyclist")},
     "one": {"*"},
 }
 COLORS = {"red", "orange", "yellow", "green", "blue", "pink", "black", "white"}
 OPENING = re.compile(r"^(find|select|where is|show me|click|segment|i want|look for|point to) ")
 RANK = {"first": 1, "1st": 1, "second": 2, "2nd": 2, "third": 3, "3rd": 3, "fourth": 4, "4th": 4}
 RELATIONS = (
+    ("on", r"(?:riding|on) (?=(?:the |an? )?(?:\w+ )?(?:bicycle|bike|motorcycle|motorbike|couch|sofa|elephant)\b)"),
     ("closest", r"(?:closest to|nearest to|nearest|closest) (?=(?:the |an? )?\w)"),
     ("next", r"(?:next to|beside|by|near|close to) "),
     ("left", r"(?:to the left of|on the left of|to left of|on the left side of|left of) "),
@@ -117,6 +119,8 @@ def _related(name: str, group: list[int], anchors: list[int], shown: list[Shown]
         if name == "next" and len(group) > 1:
             group = sorted(group, key=lambda n: _gap(shown[n].box, shown[anchors[0]].box))[:1]
         return sorted(group, key=lambda n: np.hypot(spots[n][0] - x, spots[n][1] - y))[:1]
+    if name == "on":
+        return sorted(group, key=lambda n: _gap(shown[n].box, shown[anchors[0]].box))[:1]
     if name == "between":
         (ax, ay), (bx, by) = spots[anchors[0]], spots[anchors[1]]
         length = (bx - ax) ** 2 + (by - ay) ** 2

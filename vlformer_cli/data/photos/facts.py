@@ -9,14 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import cv2
 import numpy as np
 
 from vlformer_cli.data.photos.names import CARRIED, CLOTHES, WORN, categories_called
 from vlformer_cli.data.photos.objects import Picture, Seen
-from vlformer_cli.data.scenes.meaning import Looks, Meaning, Place, holds, matching
+from vlformer_cli.data.scenes.meaning import Looks, Meaning, Place, Relation, anchors_of, gap, holds, matching
 from vlformer_cli.data.scenes.objects import ALIKE, MIN_AREA, Scene, SceneObject
 
 DEPTHS = ("front", "back")
+CONTACTS = ("on", "with")
+TOUCH = 0.015
+"""Of the longer side: objects whose outlines come as near touch each other."""
+APART = 0.05
+"""Of the longer side: boxes farther apart than this surely do not touch."""
 SIZES = ("biggest", "smallest")
 SIZE_AREA = 1.3
 """How many times the area of any other the biggest object covers."""
@@ -132,6 +138,8 @@ class Facts:
             return False
         looks = replace(meaning.looks, pattern="yes") if claims else meaning.looks
         scene = self.scene(names, claims)
+        if meaning.relation is not None and meaning.relation.name in CONTACTS:
+            return self._contact_holds(meaning.relation, scene, looks, referent)
         if meaning.place is not None and meaning.place.form in DEPTHS:
             return self._depth_holds(meaning.place, scene, looks, referent)
         if (
@@ -141,6 +149,28 @@ class Facts:
         ):
             return False
         return holds(replace(meaning, looks=looks), scene, referent)
+
+    def _contact_holds(self, relation: Relation, scene: Scene, looks: Looks, referent: int) -> bool:
+        """The referent touches the one object that is named, and no other of the group comes near it."""
+        anchors = anchors_of(relation, scene)
+        if len(anchors) != 1 or anchors[0] == referent or not looks.accepts(scene.objects[referent], loose=False):
+            return False
+        others = [n for n in matching(looks, scene, loose=True) if n not in (referent, anchors[0])]
+        if any(gap(scene, n, anchors[0]) < APART for n in others):
+            return False
+        here, there = scene.objects[referent], scene.objects[anchors[0]]
+        if not self._touch(referent, anchors[0]):
+            return False
+        overlap = min(here.bbox[0] + here.bbox[2], there.bbox[0] + there.bbox[2]) - max(here.bbox[0], there.bbox[0])
+        if overlap < 0.5 * min(here.bbox[2], there.bbox[2]):
+            return False
+        return relation.name == "with" or there.cy - here.cy > 0.2 * here.bbox[3]
+
+    def _touch(self, one: int, two: int) -> bool:
+        radius = max(1, round(TOUCH * max(self.height, self.width)))
+        kernel = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
+        near_HW = cv2.dilate(self.objects[one].mask_HW.view(np.uint8), kernel)
+        return bool((near_HW[self.objects[two].mask_HW]).any())
 
     def _depth_holds(self, place: Place, scene: Scene, looks: Looks, referent: int) -> bool:
         """The nearest object stands lowest and is largest, the farthest stands highest and is smallest."""

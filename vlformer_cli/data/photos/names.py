@@ -72,6 +72,31 @@ WOMENS = frozenset({"dress", "skirt", "blouse", "stockings", "heels", "pumps", "
 CARRIED_BY_PEOPLE = frozenset({"backpack", "umbrella", "handbag", "tie", "suitcase", "cell phone"})
 """A cut-out of a person may show one of these without saying so."""
 
+RIDDEN = {
+    **dict.fromkeys(("bicycle", "motorcycle", "horse", "elephant", "skateboard", "surfboard"), ("on", "riding")),
+    **dict.fromkeys(("snowboard", "skis", "bench", "couch", "bed"), ("on",)),
+}
+"""What people are on, and how that is said."""
+HELD = {
+    **dict.fromkeys(("umbrella", "tennis racket", "baseball bat", "frisbee", "cell phone"), ("with", "holding")),
+    **dict.fromkeys(("teddy bear", "remote", "kite"), ("with", "holding")),
+    **dict.fromkeys(("handbag", "suitcase"), ("with", "carrying")),
+    **dict.fromkeys(("surfboard", "snowboard", "skateboard"), ("with",)),
+    **dict.fromkeys(("tie", "backpack", "baseball glove"), ("with", "wearing")),
+}
+"""What people hold or wear, and how that is said."""
+ROLES = {
+    "skis": ("skier",),
+    "snowboard": ("snowboarder",),
+    "surfboard": ("surfer",),
+    "skateboard": ("skateboarder", "skater"),
+    "tennis racket": ("tennis player", "player"),
+    "baseball bat": ("batter", "hitter"),
+    "motorcycle": ("biker", "motorcyclist"),
+    "bicycle": ("cyclist", "biker"),
+}
+"""What a person is called who is on something or holds it."""
+
 PLURAL = frozenset(
     {
         *(

@@ -8,20 +8,19 @@ from dataclasses import dataclass
 from numpy.random import Generator
 
 from vlformer_cli.data.photos.facts import DEPTHS, Claim, Facts
-from vlformer_cli.data.photos.names import (
-    BROADER,
-    CARRIED,
-    CLOTHES,
-    COCO_CATEGORIES,
-    CONSPICUOUS,
-    NEVER_NAMED,
-    PLURAL,
-    WORN,
-    names_of,
+from vlformer_cli.data.photos.names import CLOTHES, NEVER_NAMED, PLURAL, names_of
+from vlformer_cli.data.photos.naming import (
+    Proposed,
+    choose_name,
+    clothes_of,
+    name_anchor,
+    noun_of,
+    say_contact,
+    told_by,
 )
-from vlformer_cli.data.photos.words import Said, choose_noun, say, say_all, slip, with_article
+from vlformer_cli.data.photos.no_target import no_target_text
+from vlformer_cli.data.photos.words import Said, say, say_all, slip, with_article
 from vlformer_cli.data.scenes.meaning import AXES, Looks, Meaning, Place, Relation
-from vlformer_cli.data.scenes.objects import ALIKE
 from vlformer_cli.data.scenes.plan import pick
 from vlformer_cli.data.scenes.shapes import coin
 
@@ -69,10 +68,10 @@ def write_expressions(rng: Generator, facts: Facts, *, most: int, no_target: flo
         found += [e for e in (_union(rng, facts),) if e is not None and e.text not in texts]
     wanted = len(found) * no_target
     for _ in range(int(wanted) + coin(rng, wanted % 1)):
-        expression = next((e for e in (_nothing(rng, facts) for _ in range(4)) if e is not None), None)
-        if expression is not None and expression.text not in texts:
-            texts.add(expression.text)
-            found.append(expression)
+        text = next((text for text in (no_target_text(rng, facts) for _ in range(4)) if text is not None), None)
+        if text is not None and text not in texts:
+            texts.add(text)
+            found.append(Expression((), "no-target", text))
     return found
 
 
@@ -81,7 +80,7 @@ def _propose(rng: Generator, facts: Facts, referent: int, label: str) -> Express
         return _from_caption(rng, facts, referent)
     makers = {"category": _category, "attribute": _attribute, "location": _location, "relation": _relation}
     for _ in range(RELATION_TRIES if label == "relation" else TRIES):
-        name = _name(rng, facts, referent)
+        name = choose_name(rng, facts, referent)
         if name is None:
             return None
         proposed = makers[label](rng, facts, referent, name)
@@ -91,37 +90,11 @@ def _propose(rng: Generator, facts: Facts, referent: int, label: str) -> Express
     return None
 
 
-Proposed = tuple[str, tuple[int, ...]]
-
-
-def _name(rng: Generator, facts: Facts, referent: int) -> str | None:
-    """One of the names of the object; the first more often. None where none of them can carry a proof."""
-    category = facts.objects[referent].category
-    names = list(names_of(category))
-    if category not in CLOTHES and coin(rng, 0.06):
-        names += [name for name, covered in BROADER.items() if category in covered]
-        names = names[-1:]
-    elif len(names) > 1 and coin(rng, 0.6):
-        names = names[:1]
-    known = [name for name in names if facts.is_known(name, category)]
-    return pick(rng, known) if known else None
-
-
-def _noun(rng: Generator, facts: Facts, referent: int, name: str) -> str:
-    """How the object is called: people by what is known of them."""
-    return choose_noun(rng, facts.objects[referent].noun) if name == "person" else name
-
-
-def _told(noun: str, known: str) -> tuple[Claim, ...]:
-    """What a noun says of a person."""
-    return () if not known or noun in ("person", "human", "individual", "someone") else (Claim("noun", known),)
-
-
 def _category(rng: Generator, facts: Facts, referent: int, name: str) -> Proposed | None:
     known = facts.objects[referent].noun
-    noun = _noun(rng, facts, referent, name)
+    noun = noun_of(rng, facts, referent, name)
     if not facts.proves(Meaning(Looks(name)), referent):
-        claims = _told(noun, known)
+        claims = told_by(noun, known)
         if not claims or not facts.proves(Meaning(Looks(name)), referent, claims):
             return None
     return say(rng, Said(noun)), ()
@@ -129,14 +102,21 @@ def _category(rng: Generator, facts: Facts, referent: int, name: str) -> Propose
 
 def _attribute(rng: Generator, facts: Facts, referent: int, name: str) -> Proposed | None:
     one = facts.objects[referent]
-    noun = _noun(rng, facts, referent, name)
-    told = _told(noun, one.noun)
+    noun = noun_of(rng, facts, referent, name)
+    told = told_by(noun, one.noun)
     if coin(rng, 0.2):
         place = Place(pick(rng, ("biggest", "smallest")))
         if facts.proves(Meaning(Looks(name), place), referent):
             return say(rng, Said(noun, place=place, pair=len(facts.called(name)) == 2)), ()
     color = one.color if name != "person" else ""
-    claims = _claims(rng, facts, referent) if one.category == "person" else ()
+    claims = clothes_of(rng, facts, referent) if one.category == "person" else ()
+    if (
+        claims
+        and claims[0].kind == "chest"
+        and coin(rng, 0.15)
+        and facts.proves(Meaning(Looks(name)), referent, claims)
+    ):
+        return say(rng, Said("shirt", claims[0].value)), ()  # RefCOCO+ names people by their clothes
     if not claims and coin(rng, 0.1) and facts.truth(Claim("cut off"), referent):
         claims = (Claim("cut off"),)
     if not color and not claims:
@@ -148,32 +128,9 @@ def _attribute(rng: Generator, facts: Facts, referent: int, name: str) -> Propos
     return None
 
 
-def _claims(rng: Generator, facts: Facts, referent: int) -> tuple[Claim, ...]:
-    """What a person wears."""
-    one = facts.objects[referent]
-    options = [Claim("chest", one.chest)] if one.chest else []
-    for garment in one.clothes or ():
-        color = garment.color if coin(rng, 0.85) else ""
-        if garment.category in WORN and (
-            color or garment.category in ("dress", "skirt", "suit", "coat", "shorts", "hat")
-        ):
-            options.append(Claim("garment", color, garment.category))
-        if garment.category in CARRIED:
-            options.append(Claim("carried", color, garment.category))
-    if not options:
-        return ()
-    first = pick(rng, options)
-    second = pick(rng, options)
-    return (
-        (first, second)
-        if second.garment != first.garment and coin(rng, 0.2) and first.kind != "chest" != second.kind
-        else (first,)
-    )
-
-
 def _location(rng: Generator, facts: Facts, referent: int, name: str) -> Proposed | None:
     one = facts.objects[referent]
-    noun = _noun(rng, facts, referent, name)
+    noun = noun_of(rng, facts, referent, name)
     color = one.color if coin(rng, 0.2) and one.category != "person" else ""
     group = len(facts.called(name))
     if group == 1:
@@ -182,9 +139,9 @@ def _location(rng: Generator, facts: Facts, referent: int, name: str) -> Propose
     extra: tuple[Claim, ...] = ()
     proof: tuple[Claim, ...] = ()
     if one.category == "person" and coin(rng, 0.25):
-        extra = _claims(rng, facts, referent)
+        extra = clothes_of(rng, facts, referent)
     if place.form in ("nth", "middle"):  # others of another noun would be counted too
-        proof = _told(noun, one.noun)
+        proof = told_by(noun, one.noun)
     if not facts.proves(Meaning(Looks(name, color or None), place), referent, proof):
         return None
     if len(extra) and facts.truth(extra[0], referent) is not True:
@@ -229,7 +186,7 @@ def _relation(rng: Generator, facts: Facts, referent: int, name: str) -> Propose
     one = facts.objects[referent]
     if one.category in CLOTHES:
         return None
-    noun = _noun(rng, facts, referent, name)
+    noun = noun_of(rng, facts, referent, name)
     color = one.color if one.category != "person" and coin(rng, 0.15) else ""
     group = len(facts.called(name))
     others = [
@@ -237,9 +194,11 @@ def _relation(rng: Generator, facts: Facts, referent: int, name: str) -> Propose
     ]
     if not others or (group == 1 and coin(rng, 0.5)):
         return None
+    if one.category == "person" and coin(rng, 0.5):
+        return say_contact(rng, facts, referent, noun, others)
     kind = "between" if len(others) > 1 and coin(rng, 0.08) else pick(rng, NEAR)
     chosen = [others[int(i)] for i in rng.permutation(len(others))[: 2 if kind == "between" else 1]]
-    anchors = [_anchor(rng, facts, number) for number in chosen]
+    anchors = [name_anchor(rng, facts, number) for number in chosen]
     named = tuple(looks for looks in anchors if looks is not None)
     if len(named) < len(chosen) or any(looks.kind == name for looks in named):
         return None
@@ -247,19 +206,6 @@ def _relation(rng: Generator, facts: Facts, referent: int, name: str) -> Propose
         return None
     nouns = tuple((looks.kind or "", looks.colour or "") for looks in named)
     return say(rng, Said(noun, color, relation=kind, anchors=nouns)), tuple(chosen)
-
-
-def _anchor(rng: Generator, facts: Facts, number: int) -> Looks | None:
-    """A name, with its color if needed, that means this object alone."""
-    one = facts.objects[number]
-    name = _name(rng, facts, number)
-    if name is None or one.category in CLOTHES:
-        return None
-    plain = Looks(name)
-    if facts.proves(Meaning(plain), number):
-        return plain
-    colored = Looks(name, one.color) if one.color and name != "person" else None
-    return colored if colored is not None and facts.proves(Meaning(colored), number) else None
 
 
 def _from_caption(rng: Generator, facts: Facts, referent: int) -> Expression | None:
@@ -288,85 +234,6 @@ def _union(rng: Generator, facts: Facts) -> Expression | None:
     name = pick(rng, fitting)
     group = facts.called(name)
     return Expression(tuple(group), "union", say_all(rng, name, len(group)))
-
-
-def _nothing(rng: Generator, facts: Facts) -> Expression | None:
-    """An expression that means nothing here: something absent, or something present with a wrong feature."""
-    maker = pick(rng, (_absent, _absent, _wrong_color, _wrong_side, _wrong_person))
-    text = maker(rng, facts)
-    return None if text is None else Expression((), "no-target", text)
-
-
-def _absent(rng: Generator, facts: Facts) -> str | None:
-    here = {one.category for one in facts.objects}
-    known = [c for c in sorted((facts.picture.labelled & COCO_CATEGORIES) | CONSPICUOUS) if c not in here]
-    if not known:
-        return None
-    name = pick(rng, names_of(pick(rng, known)))
-    if not facts.is_known(name) or facts.called(name):
-        return None
-    if name == "person" and coin(rng, 0.7):
-        name = pick(rng, ("man", "woman", "guy", "lady", "kid", "person on the left"))
-    place = Place("side", (pick(rng, ("left", "right")),)) if coin(rng, 0.25) else None
-    color = pick(rng, ("red", "white", "black", "blue")) if coin(rng, 0.2) and name not in CONSPICUOUS else ""
-    return say(rng, Said(name, color, place=place))
-
-
-def _wrong_color(rng: Generator, facts: Facts) -> str | None:
-    """A color that no object of the name has, where the colors of all of them are known."""
-    named = _someone(rng, facts)
-    if named is None:
-        return None
-    name, number = named
-    colors = {facts.objects[n].color for n in facts.called(name)}
-    free = [c for c in ("red", "blue", "green", "yellow", "white", "black") if _is_other(c, colors)]
-    if "" in colors or not free or facts.objects[number].category == "person":
-        return None
-    return say(rng, Said(name, pick(rng, free)))
-
-
-def _is_other(color: str, colors: set[str]) -> bool:
-    return color not in colors and not any(frozenset({color, other}) in ALIKE for other in colors)
-
-
-def _wrong_side(rng: Generator, facts: Facts) -> str | None:
-    """The only object of its name, said to be on the other side."""
-    named = _someone(rng, facts)
-    if named is None or len(facts.called(named[0])) > 1:
-        return None
-    name, number = named
-    thing = facts.scene((name,)).objects[number]
-    x, width = thing.cx / facts.width, thing.bbox[2] / facts.width
-    if 0.3 < x < 0.7 or width > 0.4:
-        return None
-    form = pick(rng, ("side", "far"))
-    return say(rng, Said(_noun(rng, facts, number, name), place=Place(form, ("right" if x <= 0.3 else "left",))))
-
-
-def _wrong_person(rng: Generator, facts: Facts) -> str | None:
-    """A woman where there are only men, or clothes that nobody wears."""
-    people = facts.called("person")
-    if not people or not facts.is_known("person"):
-        return None
-    if coin(rng):
-        noun = pick(rng, ("man", "woman", "boy", "girl"))
-        if any(facts.truth(Claim("noun", noun), number) is not False for number in people):
-            return None
-        return say(rng, Said({"man": pick(rng, ("man", "guy")), "woman": pick(rng, ("woman", "lady"))}.get(noun, noun)))
-    color = pick(rng, ("red", "blue", "green", "yellow", "white", "black"))
-    claim = Claim("chest", color)
-    if any(facts.truth(claim, number) is not False for number in people):
-        return None
-    return say(rng, Said(choose_noun(rng, facts.objects[pick(rng, people)].noun), claims=(claim,)))
-
-
-def _someone(rng: Generator, facts: Facts) -> tuple[str, int] | None:
-    """A name and one of the objects that it means."""
-    if not facts.referents:
-        return None
-    number = pick(rng, facts.referents)
-    name = _name(rng, facts, number)
-    return None if name is None or facts.objects[number].category in CLOTHES else (name, number)
 
 
 def rows_of(expressions: list[Expression]) -> Iterator[tuple[tuple[int, ...], list[Expression]]]:

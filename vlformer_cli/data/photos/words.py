@@ -106,6 +106,8 @@ class Said:
     relation: str = ""
     anchors: tuple[tuple[str, str], ...] = ()
     """Noun and color of each."""
+    relation_words: tuple[str, ...] = ()
+    """Ways to say the relation; empty: those of its name."""
     pair: bool = False
     """The referent is one of two: "the bigger one", "the left one"."""
 
@@ -229,7 +231,9 @@ def _claim(rng: Generator, claim: Claim, style: str) -> str:
         return pick(rng, CUT_OFF)
     if claim.kind == "chest":
         color = _color(rng, claim.value)
-        return pick(rng, (f"in {color}", f"in {color}", f"wearing {color}", f"dressed in {color}"))
+        shirt = with_article(f"{color} shirt", "shirt", "" if style == "short" else "a")
+        options = (f"in {color}", f"in {color}", f"wearing {color}", f"in {shirt}", f"with {shirt}", f"wearing {shirt}")
+        return pick(rng, options)
     garment = claim.garment
     what = f"{_color(rng, claim.value)} {garment}" if claim.value else garment
     what = with_article(what, garment, "" if style == "short" and coin(rng, 0.7) else pick(rng, ("a", "the", "a")))
@@ -246,4 +250,4 @@ def _related(rng: Generator, said: Said, style: str) -> str:
         anchors.append(with_article(phrase, noun, article))
     link = pick(rng, ("that is ", "which is ", "standing ", "")) if style == "a" and coin(rng, 0.3) else ""
     link = "" if link == "standing " and said.noun not in ("man", "woman", "person", "guy", "boy", "girl") else link
-    return f"{link}{pick(rng, RELATIONS[said.relation])} {' and '.join(anchors)}"
+    return f"{link}{pick(rng, said.relation_words or RELATIONS[said.relation])} {' and '.join(anchors)}"

@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from vlformer_cli.commands.common import say
+from vlformer_cli.commands.common import Weights, say
 from vlformer_cli.types import UsageError
 
 AMBIGUOUS_TOLD = 5  # messages on the terminal; the manifest has them all
@@ -89,6 +89,11 @@ def prepare_data(
     bent: Annotated[
         float, typer.Option("--bent", min=0, max=1, help="scenes: how far outlines depart from their kinds' own.")
     ] = 0.0,
+    boxes: Annotated[
+        bool,
+        typer.Option("--boxes", help="photos: fill in masks where the annotations have boxes only, with --weights."),
+    ] = False,
+    weights: Weights = None,
     no_target: Annotated[
         float | None,
         typer.Option(
@@ -120,8 +125,12 @@ def prepare_data(
     if dataset in ("scenes", "custom", "photos") and any(published.values()):
         said = ", ".join(name for name, value in published.items() if value)
         raise UsageError(f"{said}: for published data sets; {dataset} has nothing that it could mean")
-    if dataset != "photos" and (views or trust_annotated):
-        raise UsageError(f"--views and --trust-annotated: for `prepare-data photos`, not for {dataset}")
+    if dataset != "photos" and (views or trust_annotated or boxes or weights):
+        raise UsageError(
+            f"--views, --trust-annotated, --boxes and --weights: for `prepare-data photos`, not for {dataset}"
+        )
+    if weights is not None and not boxes:
+        raise UsageError("--weights: only with --boxes, where a model finds the masks")
     recipe: dict[str, Any]
     drawn: dict[str, object] = {
         "--scenario": scenario != "mix",
@@ -142,9 +151,13 @@ def prepare_data(
         recipe |= {"photos": source, "stickers": stickers, "sticker_share": sticker_share}
         _scenes(directory, images or "2000", seed, recipe, workers, overwrite)
     elif dataset == "photos":
-        directory = root / (f"photos-seed{seed}" if views else "photos-whole")
+        kind = "photos-boxes" if boxes else "photos"
+        directory = root / (f"{kind}-seed{seed}" if views else f"{kind}-whole")
         recipe = {"views": views, "seed": seed, "size": size or 320, "trust_annotated": trust_annotated}
         recipe |= {} if no_target is None else {"no_target": no_target}
+        if boxes and source is not None:
+            source = _fill_masks(source, root / f"{kind}-annotations", weights)
+            recipe["boxes"] = True
         _photos(directory, source, recipe, workers, overwrite)
     elif dataset == "custom":
         directory = root / f"custom-{split_by or 'own'}"
@@ -195,6 +208,21 @@ def _photos(directory: Path, source: Path | None, recipe: dict[str, Any], worker
             overwrite=overwrite,
             progress=partial(progress, "writing expressions"),
         )
+
+
+def _fill_masks(source: Path, folder: Path, weights: Path | None) -> Path:
+    """The folder of the annotations with masks."""
+    from vlformer_cli.commands.common import load_model
+    from vlformer_cli.engine.box_masks import write_filled
+    from vlformer_cli.engine.predict import Predictor
+    from vlformer_cli.report.progress import StagedProgress
+
+    loaded = load_model(weights, "auto", 0)
+    with StagedProgress() as progress:
+        predictor = Predictor(loaded.model, loaded.config, min_score=0.0)
+        filled = write_filled(source, folder, predictor, progress=partial(progress, "finding masks"))
+    say(f"{folder}: masks for {filled.found} of {filled.boxes} boxes; the others are counted, and never meant")
+    return folder
 
 
 def _custom(

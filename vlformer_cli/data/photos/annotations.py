@@ -126,3 +126,48 @@ def _labelled(value: object, names: dict[int, str]) -> frozenset[str]:
     if not isinstance(value, list):
         raise VLFormerError(f'`labelled` is {value!r}: give "all" or a list of category names')
     return frozenset(str(name) for name in value)
+
+
+def read_boxes(path: Path, images: Path) -> list[AnnotatedPhoto]:
+    """The photographs of a `boxes.json`: a list of `{file_name, width, height, labelled, boxes: [{category, bbox}]}`.
+
+    Raises VLFormerError, with the file and the remedy, where it is something else.
+    """
+    document = read_json(path)
+    photos, ann_id = [], 0
+    try:
+        for number, image in enumerate(document, 1):
+            annotations: list[Annotation] = []
+            for entry in image["boxes"]:
+                ann_id += 1
+                annotations.append(Annotation(ann_id, str(entry["category"]), _box(entry), mask=None))
+            labelled = _labelled(image.get("labelled"), {a.ann_id: a.category for a in annotations})
+            path_of = images / image["file_name"]
+            photos.append(
+                AnnotatedPhoto(number, path_of, image["width"], image["height"], tuple(annotations), labelled)
+            )
+    except (KeyError, TypeError, ValueError) as error:
+        raise VLFormerError(
+            f"{path}: an entry lacks or has a wrong {error}: see docs/data.md for the format"
+        ) from error
+    return photos
+
+
+def to_coco(photos: list[AnnotatedPhoto]) -> dict[str, Any]:
+    """COCO's format, with absolute paths, `labelled` and, where there is no mask, the box alone."""
+    ids = {name: number for number, name in enumerate(sorted(_categories(photos)), 1)}
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, photo in enumerate(photos, 1):
+        image = {"id": number, "file_name": str(photo.path), "width": photo.width, "height": photo.height}
+        images.append({**image, "labelled": sorted(photo.labelled)})
+        for one in photo.annotations:
+            entry: dict[str, Any] = {"id": len(annotations) + 1, "image_id": number, "category_id": ids[one.category]}
+            entry |= {"bbox": list(one.box), "iscrowd": int(one.is_crowd)}
+            annotations.append(entry | ({} if one.mask is None else {"segmentation": one.mask}))
+    categories = [{"id": number, "name": name} for name, number in ids.items()]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _categories(photos: list[AnnotatedPhoto]) -> set[str]:
+    return {one.category for photo in photos for one in photo.annotations}

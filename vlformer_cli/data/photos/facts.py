@@ -67,7 +67,7 @@ class Facts:
         return [
             number
             for number, (one, thing) in enumerate(zip(self.objects, self._things, strict=True))
-            if not one.is_group and thing.area >= floor and thing.visible >= 0.45
+            if not one.is_group and not one.is_box and thing.area >= floor and thing.visible >= 0.45
         ]
 
     def is_known(self, name: str, category: str | None = None) -> bool:

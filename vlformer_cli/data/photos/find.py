@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from vlformer_cli.data.photos.annotations import AnnotatedPhoto, read_coco
+from vlformer_cli.data.photos.annotations import AnnotatedPhoto, read_boxes, read_coco
 from vlformer_cli.data.photos.read_labelme import is_labelme, read_labelme
 from vlformer_cli.data.photos.read_yolo import read_yolo
 from vlformer_cli.data.sources.coco import read_json
@@ -16,6 +16,8 @@ COCO_FILES = (
     *("result.json", "*/_annotations.coco.json"),
 )
 """Names that COCO files have: COCO's own, and those that CVAT, Roboflow and Label Studio export."""
+BOXES_FILE = "boxes.json"
+"""Boxes without masks, beside the folder `boxes/` of their images. It is read only where boxes are asked for."""
 YOLO_FILES = ("data.yaml", "dataset.yaml", "*.yaml", "*.yml")
 
 
@@ -34,6 +36,8 @@ def find_photos(folder: Path, *, boxes: bool = False) -> list[AnnotatedPhoto]:
 def _read(folder: Path, *, boxes: bool) -> list[AnnotatedPhoto]:
     if not folder.is_dir():
         raise VLFormerError(f"{folder} is not a folder: give --from the folder of the photographs and annotations")
+    if boxes and (folder / BOXES_FILE).is_file():
+        return _with_captions(folder, read_boxes(folder / BOXES_FILE, folder / "boxes"))
     for pattern in COCO_FILES:
         found = sorted(folder.glob(pattern))
         if found:

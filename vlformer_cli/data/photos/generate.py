@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -128,7 +129,7 @@ class Library:
 def _is_whole(one: Seen, height: int, width: int) -> bool:
     """Whether an object can be cut out: large enough, and not cut off by the edge."""
     rows, columns = np.flatnonzero(one.mask_HW.any(1)), np.flatnonzero(one.mask_HW.any(0))
-    if one.is_group or one.owner >= 0 or not len(rows):
+    if one.is_group or one.is_box or one.owner >= 0 or not len(rows):
         return False
     edges = rows[0], columns[0], height - 1 - rows[-1], width - 1 - columns[-1]
     return bool(min(edges) > 1 and max(rows[-1] - rows[0], columns[-1] - columns[0]) >= SMALLEST_CUT)
@@ -293,8 +294,8 @@ def prepare_photos(
     photos = find_photos(source, boxes=recipe.boxes)
     name = f"seed{recipe.seed}" if recipe.views else "whole"
     with PreparedWriter(directory, dataset="photos", split_by=name, overwrite=overwrite) as writer:
-        folder = writer.folder / "images" if recipe.views else source
-        writer.manifest["image_root"] = "images" if recipe.views else str(source)
+        folder = writer.folder / "images" if recipe.views else _common_folder(photos)
+        writer.manifest["image_root"] = "images" if recipe.views else str(folder)
         counts = _counts(photos, recipe)
         done = 0
         for split, count in counts.items():
@@ -307,6 +308,11 @@ def prepare_photos(
             done += count
         writer.manifest["photos"] = {**asdict(recipe), "source": str(source), "photographs": len(photos)}
     return writer.manifest
+
+
+def _common_folder(photos: list[AnnotatedPhoto]) -> Path:
+    """The folder that all photographs lie below."""
+    return Path(os.path.commonpath([photo.path.parent for photo in photos]))
 
 
 def _reported(

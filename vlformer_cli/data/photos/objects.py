@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlformer_cli.data.images import read_image, refuse_other_size
-from vlformer_cli.data.photos.annotations import AnnotatedPhoto, Annotation
+from vlformer_cli.data.photos.annotations import AnnotatedPhoto, Annotation, Box
 from vlformer_cli.data.photos.captions import Captions, read_captions
 from vlformer_cli.data.photos.names import CLOTHES, CONSPICUOUS, PLURAL, UNCOLORED, WOMENS, WORN
 from vlformer_cli.data.rle import decode_rle
@@ -61,6 +61,8 @@ class Seen:
     """Expressions made of captions that mean this object, while it is the only one of its category."""
     is_group: bool = False
     """One outline around several objects, or perhaps so."""
+    is_box: bool = False
+    """The mask is the object's box, as its outline is not known: it is counted, and never meant."""
 
     @property
     def visible(self) -> float:
@@ -90,7 +92,7 @@ def open_photo(photo: AnnotatedPhoto, *, trust_annotated: bool = False) -> Pictu
     """
     pixels_HW3 = read_image(photo.path)
     refuse_other_size(photo.path, pixels_HW3.shape[:2], (photo.height, photo.width))
-    found = [_seen(pixels_HW3, one) for one in photo.annotations if one.mask is not None]
+    found = [_seen(pixels_HW3, one) for one in photo.annotations]
     found = _dressed(found, photo.labelled)
     return Picture(pixels_HW3, tuple(_captioned(found, photo)), _known(photo, trust_annotated=trust_annotated))
 
@@ -105,9 +107,12 @@ def _known(photo: AnnotatedPhoto, *, trust_annotated: bool) -> frozenset[str]:
 
 
 def _seen(pixels_HW3: Image, annotation: Annotation) -> Seen:
-    assert annotation.mask is not None
-    mask_HW = decode_rle(annotation.mask)
     category = annotation.category
+    if annotation.mask is None:
+        mask_HW = _box_mask(annotation.box, (pixels_HW3.shape[0], pixels_HW3.shape[1]))
+        is_group, area = annotation.is_crowd, float(np.count_nonzero(mask_HW))
+        return Seen(category, mask_HW, area, is_group=is_group, is_box=True)
+    mask_HW = decode_rle(annotation.mask)
     return Seen(
         category=category,
         mask_HW=mask_HW,
@@ -116,6 +121,13 @@ def _seen(pixels_HW3: Image, annotation: Annotation) -> Seen:
         chest=_chest(pixels_HW3, mask_HW) if category == "person" else "",
         is_group=annotation.is_crowd or (category not in CLOTHES | PLURAL | {"person"} and _is_in_pieces(mask_HW)),
     )
+
+
+def _box_mask(box: Box, size: tuple[int, int]) -> Mask:
+    mask_HW = np.zeros(size, dtype=np.bool_)
+    left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
+    mask_HW[max(0, round(top)) : max(1, round(bottom)), max(0, round(left)) : max(1, round(right))] = True
+    return mask_HW
 
 
 def _is_in_pieces(mask_HW: Mask) -> bool:

@@ -1,4 +1,4 @@
-"""The demo: the embedded model answers the expressions in examples/; one contact sheet shows all.
+"""The demo: the embedded model answers the expressions in examples/; one sheet shows all.
 
 The drawn pictures lie in examples/; the photographs, in the public domain, are read from the package scikit-image.
 """
@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from skimage import data
+from skimage.color import gray2rgb
 
 from vlformer_cli.data.images import read_image
 from vlformer_cli.engine.checkpoint import EMBEDDED, load_weights
 from vlformer_cli.engine.device import set_threads
 from vlformer_cli.engine.predict import Predictor
 from vlformer_cli.report.overlay import save_image
-from vlformer_cli.report.sheet import contact_sheet
+from vlformer_cli.report.sheet import overlay_grid
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHEET = Path("outputs/demo.png")
@@ -26,10 +27,11 @@ SHEET = Path("outputs/demo.png")
 
 def questions() -> Iterator[tuple[str, NDArray[np.uint8], list[str]]]:
     """Name, picture and expressions."""
+    for name, expressions in json.loads((EXAMPLES / "photographs.json").read_text(encoding="utf-8")).items():
+        photograph = getattr(data, name)()
+        yield name, gray2rgb(photograph) if photograph.ndim == 2 else photograph, expressions
     for name, expressions in json.loads((EXAMPLES / "expressions.json").read_text(encoding="utf-8")).items():
         yield name, read_image(EXAMPLES / name), expressions
-    for name, expressions in json.loads((EXAMPLES / "photographs.json").read_text(encoding="utf-8")).items():
-        yield name, getattr(data, name)(), expressions
 
 
 def main() -> None:
@@ -43,8 +45,8 @@ def main() -> None:
             found = f"{answer.mask.sum()} px" if answer.matches else "nothing matches"
             print(f'{name}: "{answer.expression}" -> {found}, score {answer.score:.2f}')
             rows.append((answer.expression + ("" if answer.matches else "\n(nothing matches)"), image, answer.mask))
-    save_image(contact_sheet(rows), SHEET)
-    print(f"text | picture | mask: {SHEET}")
+    save_image(overlay_grid(rows), SHEET)
+    print(f"masks over their images: {SHEET}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from vlformer_cli.report.overlay import (
     save_mask_png,
     wrap_text,
 )
-from vlformer_cli.report.sheet import contact_sheet
+from vlformer_cli.report.sheet import contact_sheet, overlay_grid
 from vlformer_cli.types import VLFormerError
 
 
@@ -185,3 +185,14 @@ def test_a_contact_sheet_of_nothing_or_of_what_does_not_fit() -> None:
         contact_sheet([])
     with pytest.raises(VLFormerError, match="do not fit"):
         contact_sheet([("x", plain(1), box(5, 5))])
+
+
+def test_a_grid_shows_each_mask_over_its_image() -> None:
+    rows = [("the box", plain(200), box()), ("nothing", plain(100), np.zeros_like(box()))]
+    grid = overlay_grid(rows, columns=2)
+    assert grid.shape[1] == 2 * 300 + 3 * 14
+    halves = grid[:225, 14:314], grid[:225, 328:628]
+    tinted = [(half.max(axis=2).astype(int) - half.min(axis=2) > 40).any() for half in halves]
+    assert tinted == [True, False]  # plain images are gray, and the tint is blue
+    with pytest.raises(VLFormerError):
+        overlay_grid([])

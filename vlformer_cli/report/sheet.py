@@ -27,6 +27,8 @@ Row = tuple[str, NDArray[np.uint8], NDArray[np.bool_]]
 MARGIN, GAP = 36, 24
 TEXT_WIDTH, CELL_WIDTH, CELL_HEIGHT = 280, 400, 300
 TEXT_SIZE, HEAD_SIZE = 22, 15
+GRID_WIDTH, GRID_HEIGHT, GRID_GAP, GRID_TEXT, GRID_LINES = 300, 225, 14, 17, 2
+"""Pixels of a cell of the grid and its text, the space between cells, and lines of text."""
 RULE, FAINT, NIGHT, MOON = (226, 228, 232), (120, 125, 133), (24, 27, 33), (250, 250, 250)
 
 
@@ -49,6 +51,40 @@ def contact_sheet(rows: Sequence[Row], *, panel: Literal["mask", "overlay"] = "m
         sheet.paste(cells, (MARGIN, top + GAP // 2))
         top += cells.height + GAP
     return np.array(sheet)
+
+
+def overlay_grid(rows: Sequence[Row], *, columns: int = 5) -> NDArray[np.uint8]:
+    """Each mask over its image with the expression below, `columns` in a row: one HW3 image that fits a screen.
+
+    Raises VLFormerError where there are no rows, or where a mask and its image differ in size.
+    """
+    if not rows:
+        raise VLFormerError("a grid needs one row or more: give it a text, an image and a mask")
+    for _, image, mask in rows:
+        check_sizes(image, mask)
+    cells = [_grid_cell(row) for row in rows]
+    width, height = cells[0].size
+    lines = -(-len(cells) // columns)
+    sheet = Image.new("RGB", (GRID_GAP + columns * (width + GRID_GAP), GRID_GAP + lines * (height + GRID_GAP)), PAPER)
+    for number, cell in enumerate(cells):
+        row, column = divmod(number, columns)
+        sheet.paste(cell, (GRID_GAP + column * (width + GRID_GAP), GRID_GAP + row * (height + GRID_GAP)))
+    return np.array(sheet)
+
+
+def _grid_cell(row: Row) -> Image.Image:
+    """The overlay, centered, and up to two lines of text."""
+    text, image, mask = row
+    font = load_font(GRID_TEXT)
+    cell = Image.new("RGB", (GRID_WIDTH, GRID_HEIGHT + GRID_LINES * line_height(GRID_TEXT) + 6), PAPER)
+    overlay = _overlay(image, mask, (GRID_WIDTH, GRID_HEIGHT))
+    cell.paste(Image.fromarray(overlay), ((GRID_WIDTH - overlay.shape[1]) // 2, GRID_HEIGHT - overlay.shape[0]))
+    pen = ImageDraw.Draw(cell)
+    lines = [line for part in text.split("\n") for line in wrap_text(part, font, GRID_WIDTH, GRID_LINES)][:GRID_LINES]
+    for number, line in enumerate(lines):
+        left = (GRID_WIDTH - int(font.getlength(line))) // 2
+        pen.text((max(0, left), GRID_HEIGHT + 6 + number * line_height(GRID_TEXT)), line, fill=INK, font=font)
+    return cell
 
 
 def _inner_width() -> int:
@@ -83,10 +119,10 @@ def _row(row: Row, panel: str) -> Image.Image:
     return cells
 
 
-def _fitted(image_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The picture at the largest size that fits into a cell, its shape kept."""
+def _fitted(image_HW3: NDArray[np.uint8], cell: tuple[int, int] = (CELL_WIDTH, CELL_HEIGHT)) -> NDArray[np.uint8]:
+    """The image at the largest size that fits into a cell (width, height), its shape kept."""
     height, width = image_HW3.shape[:2]
-    scale = min(CELL_WIDTH / width, CELL_HEIGHT / height)
+    scale = min(cell[0] / width, cell[1] / height)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(np.ascontiguousarray(image_HW3), size, interpolation=how), dtype=np.uint8)
@@ -99,9 +135,11 @@ def _night(mask_HW: NDArray[np.bool_]) -> NDArray[np.uint8]:
     return np.round(night + (moon - night) * share_HW3).astype(np.uint8)
 
 
-def _overlay(image_HW3: NDArray[np.uint8], mask_HW: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Scaled first and drawn then, so that the outline is as crisp on every picture."""
-    return draw_overlay(_fitted(image_HW3), _fitted(_grey(mask_HW))[..., 0] > 127, caption=None)
+def _overlay(
+    image_HW3: NDArray[np.uint8], mask_HW: NDArray[np.bool_], cell: tuple[int, int] = (CELL_WIDTH, CELL_HEIGHT)
+) -> NDArray[np.uint8]:
+    """Scaled before it is drawn, so that the outline is equally crisp on every image."""
+    return draw_overlay(_fitted(image_HW3, cell), _fitted(_grey(mask_HW), cell)[..., 0] > 127, caption=None)
 
 
 def _grey(mask_HW: NDArray[np.bool_]) -> NDArray[np.uint8]:

@@ -88,7 +88,7 @@ def test_an_environment_without_pip_is_mended_or_made_anew(
     assert [line for line in said if "--version" not in line] == [*asked, install]
 
 
-@pytest.mark.parametrize("name", ["COCO", "STICKERS"])
+@pytest.mark.parametrize("name", ["COCO", "STICKERS", "PHOTOS"])
 def test_a_folder_that_is_not_there_is_said_before_hours_of_training(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
         ["bash", SCRIPTS / "train.sh"], capture_output=True, text=True, check=False, cwd=tmp_path,

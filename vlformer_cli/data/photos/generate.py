@@ -52,7 +52,7 @@ class Recipe:
     size: int = 320
     """Pixels of the longer side of a new picture."""
     seed: int = 0
-    most: int = 10
+    most: int = 8
     """Expressions for one picture, apart from those without a target."""
     no_target: float = 0.1
     """Expressions that mean nothing in their picture, per ordinary expression."""

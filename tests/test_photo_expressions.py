@@ -10,7 +10,7 @@ from photo_reading import Shown, read
 
 from vlformer_cli.data.photos import words
 from vlformer_cli.data.photos.facts import Claim, Facts
-from vlformer_cli.data.photos.objects import Garment, Picture, Seen
+from vlformer_cli.data.photos.objects import Garment, LabelledImage, Seen
 from vlformer_cli.data.photos.propose import Expression, write_expressions
 from vlformer_cli.data.scenes.meaning import Looks, Meaning, Place
 
@@ -18,7 +18,7 @@ CATEGORIES = ("dog", "cat", "person", "car", "bicycle", "motorcycle", "cup", "bo
 COLORS = ("red", "blue", "green", "yellow", "black", "white", "")
 
 
-def random_picture(rng: np.random.Generator) -> Picture:
+def random_image(rng: np.random.Generator) -> LabelledImage:
     """Ellipses of a few categories at random places, some hidden by others."""
     height, width = (240, 320) if rng.random() < 0.7 else (320, 240)
     objects: list[Seen] = []
@@ -37,15 +37,15 @@ def random_picture(rng: np.random.Generator) -> Picture:
         area = float(np.pi * radius[0] * radius[1])
         objects.append(Seen(category, full, max(area, float(full.sum())), color=color, noun=noun))
     objects = [one for one in objects if one.mask_HW.any()]
-    return Picture(np.zeros((height, width, 3), np.uint8), tuple(objects), frozenset(CATEGORIES))
+    return LabelledImage(np.zeros((height, width, 3), np.uint8), tuple(objects), frozenset(CATEGORIES))
 
 
 def _fields(one: Seen) -> dict[str, object]:
     return {name: getattr(one, name) for name in one.__slots__}
 
 
-def made(rng: np.random.Generator, picture: Picture, no_target: float = 0.0) -> list[Expression]:
-    return write_expressions(rng, Facts(picture), most=12, no_target=no_target)
+def made(rng: np.random.Generator, image: LabelledImage, no_target: float = 0.0) -> list[Expression]:
+    return write_expressions(rng, Facts(image), most=12, no_target=no_target)
 
 
 def test_every_expression_is_read_back_to_its_object(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,9 +54,9 @@ def test_every_expression_is_read_back_to_its_object(monkeypatch: pytest.MonkeyP
     wrong = []
     for seed in range(400):
         rng = np.random.default_rng(seed)
-        picture = random_picture(rng)
-        shown = [Shown(one.category, one.mask_HW, one.color, one.noun) for one in picture.objects]
-        for expression in made(rng, picture):
+        image = random_image(rng)
+        shown = [Shown(one.category, one.mask_HW, one.color, one.noun) for one in image.objects]
+        for expression in made(rng, image):
             if expression.label == "union":
                 continue
             seen[expression.label] += 1
@@ -71,14 +71,14 @@ def test_unions_name_all_objects_and_no_target_expressions_none(monkeypatch: pyt
     counts: Counter[str] = Counter()
     for seed in range(300):
         rng = np.random.default_rng([1, seed])
-        picture = random_picture(rng)
-        shown = [Shown(one.category, one.mask_HW, one.color, one.noun) for one in picture.objects]
-        for expression in made(rng, picture, no_target=0.5):
+        image = random_image(rng)
+        shown = [Shown(one.category, one.mask_HW, one.color, one.noun) for one in image.objects]
+        for expression in made(rng, image, no_target=0.5):
             counts[expression.label] += 1
             if expression.label == "union":
-                name = picture.objects[expression.referents[0]].category
+                name = image.objects[expression.referents[0]].category
                 bikes = {"bicycle", "motorcycle"} if "bike" in expression.text else {name}
-                assert [n for n, one in enumerate(picture.objects) if one.category in bikes] == [*expression.referents]
+                assert [n for n, one in enumerate(image.objects) if one.category in bikes] == [*expression.referents]
             if expression.label == "no-target" and not _names_a_side(expression.text):
                 assert not _fits(expression.text, shown), (seed, expression.text)
     assert counts["union"] > 20, counts
@@ -90,7 +90,7 @@ def _names_a_side(text: str) -> bool:
 
 
 def _fits(text: str, shown: list[Shown]) -> bool:
-    """Whether an object has the noun and the color; what the reader has no noun for is not in these pictures."""
+    """Whether an object has the noun and the color; what the reader has no noun for is not in these images."""
     try:
         return bool(read(text, shown))
     except AssertionError:
@@ -104,7 +104,7 @@ def seen(category: str, x: int, y: int, size: int = 30, **facts: object) -> Seen
 
 
 def facts_of(*objects: Seen, labelled: frozenset[str] = frozenset(CATEGORIES)) -> Facts:
-    return Facts(Picture(np.zeros((200, 300, 3), np.uint8), objects, labelled))
+    return Facts(LabelledImage(np.zeros((200, 300, 3), np.uint8), objects, labelled))
 
 
 def test_only_labelled_categories_carry_a_proof() -> None:

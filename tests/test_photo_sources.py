@@ -19,7 +19,7 @@ from vlformer_cli.data.photos.captions import read_captions
 from vlformer_cli.data.photos.compose import Window, cut_out, paste, show, side_by_side
 from vlformer_cli.data.photos.find import find_photos
 from vlformer_cli.data.photos.generate import Recipe, prepare_photos
-from vlformer_cli.data.photos.objects import Picture, open_photo
+from vlformer_cli.data.photos.objects import LabelledImage, open_photo
 from vlformer_cli.data.rle import decode_rle
 from vlformer_cli.data.store import PreparedSplit
 from vlformer_cli.types import VLFormerError
@@ -35,7 +35,7 @@ def polygon(box: tuple[int, int, int, int]) -> list[float]:
     return [x, y, x + w, y, x + w, y + h, x, y + h]
 
 
-def save_picture(path: Path) -> None:
+def save_image(path: Path) -> None:
     pixels = np.full((HEIGHT, WIDTH, 3), (60, 140, 60), np.uint8)
     for category, boxes in SQUARES.items():
         for (x, y, w, h), color in zip(boxes, COLORS[category], strict=True):
@@ -62,13 +62,13 @@ def coco_folder(folder: Path, images: int = 1, **fields: object) -> Path:
         ],
     }
     for n in range(1, images + 1):
-        save_picture(folder / "images" / f"{n}.png")
+        save_image(folder / "images" / f"{n}.png")
     (folder / "instances.json").write_text(json.dumps(document))
     return folder
 
 
 def yolo_folder(folder: Path) -> Path:
-    save_picture(folder / "train" / "images" / "1.png")
+    save_image(folder / "train" / "images" / "1.png")
     lines = []
     for category, box in objects():
         points = np.array(polygon(box)).reshape(-1, 2) / (WIDTH, HEIGHT)
@@ -80,7 +80,7 @@ def yolo_folder(folder: Path) -> Path:
 
 
 def labelme_folder(folder: Path) -> Path:
-    save_picture(folder / "1.png")
+    save_image(folder / "1.png")
     shapes = []
     for number, (category, (x, y, w, h)) in enumerate(objects()):
         # the three kinds of shape that hold an area, each drawn to the same pixels
@@ -149,17 +149,17 @@ def test_folders_without_annotations_are_refused(tmp_path: Path) -> None:
         find_photos(tmp_path / "missing")
 
 
-def picture(tmp_path: Path) -> Picture:
+def image(tmp_path: Path) -> LabelledImage:
     return open_photo(find_photos(coco_folder(tmp_path))[0])
 
 
 def test_colors_are_those_of_the_pixels(tmp_path: Path) -> None:
-    assert [one.color for one in picture(tmp_path).objects] == ["red", "blue", "white"]
+    assert [one.color for one in image(tmp_path).objects] == ["red", "blue", "white"]
 
 
 def test_masks_move_with_the_pixels(tmp_path: Path) -> None:
     """The red cup's mask covers the red pixels of every view."""
-    whole = picture(tmp_path)
+    whole = image(tmp_path)
     for window in (Window(0, 0, 160, 120, True), Window(10, 20, 80, 60, False), Window(10, 20, 80, 60, True)):
         view = show(whole, window, (90, 120))
         red = (view.pixels_HW3[..., 0] >= 138) & (view.pixels_HW3[..., 1] <= 82)  # half of the color or more
@@ -170,13 +170,13 @@ def test_masks_move_with_the_pixels(tmp_path: Path) -> None:
 
 
 def test_what_is_cut_off_is_less_visible(tmp_path: Path) -> None:
-    view = show(picture(tmp_path), Window(40, 0, 120, 120, False), (120, 120))
+    view = show(image(tmp_path), Window(40, 0, 120, 120, False), (120, 120))
     assert view.objects[0].visible == pytest.approx(0.5, abs=0.01)  # the red cup spans x from 20 to 60
 
 
 def test_tiles_keep_their_objects_and_what_all_of_them_know(tmp_path: Path) -> None:
-    whole = picture(tmp_path)
-    other = Picture(whole.pixels_HW3, whole.objects[:1], frozenset({"cup"}))
+    whole = image(tmp_path)
+    other = LabelledImage(whole.pixels_HW3, whole.objects[:1], frozenset({"cup"}))
     both = side_by_side([whole, other], columns=2)
     assert both.size == (HEIGHT, 2 * WIDTH)
     assert len(both.objects) == 4
@@ -186,7 +186,7 @@ def test_tiles_keep_their_objects_and_what_all_of_them_know(tmp_path: Path) -> N
 
 
 def test_a_pasted_object_hides_what_is_behind_it(tmp_path: Path) -> None:
-    whole = picture(tmp_path)
+    whole = image(tmp_path)
     rng = np.random.default_rng(0)
     pasted = paste(rng, whole, cut_out(whole, 0), share=0.08, spot=(0.5, 0.8))  # onto the plate
     new, plate = pasted.objects[-1], pasted.objects[2]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vlformer_cli.data.flip import mirrored
 from vlformer_cli.data.photos.names import CARRIED_BY_PEOPLE, CLOTHES
-from vlformer_cli.data.photos.objects import Image, Mask, Picture, Seen
+from vlformer_cli.data.photos.objects import Image, LabelledImage, Mask, Seen
 
 FEATHER = 1.2
 """Standard deviation in pixels of the soft edge of a cut-out."""
@@ -38,9 +38,9 @@ class Window:
     mirrored: bool
 
 
-def choose_window(rng: Generator, picture: Picture, *, aspect: float | None = None, whole: float = 0.35) -> Window:
+def choose_window(rng: Generator, image: LabelledImage, *, aspect: float | None = None, whole: float = 0.35) -> Window:
     """A random part; `aspect`: its width / height (None: free). The whole photograph with chance `whole`."""
-    height, width = picture.size
+    height, width = image.size
     mirrored = bool(rng.random() < 0.5)
     if aspect is None:
         if rng.random() < whole:
@@ -49,17 +49,17 @@ def choose_window(rng: Generator, picture: Picture, *, aspect: float | None = No
     scale = float(rng.uniform(0.55, 1.0)) if rng.random() >= whole else 1.0
     fit = min(width, height * aspect) * scale
     w, h = fit, fit / aspect
-    x, y = _corner(rng, picture, (w, h))
+    x, y = _corner(rng, image, (w, h))
     return Window(x, y, w, h, mirrored)
 
 
-def _corner(rng: Generator, picture: Picture, size: tuple[float, float]) -> tuple[float, float]:
+def _corner(rng: Generator, image: LabelledImage, size: tuple[float, float]) -> tuple[float, float]:
     """Around one of the objects: a window that shows nothing teaches nothing."""
-    height, width = picture.size
+    height, width = image.size
     free = width - size[0], height - size[1]
-    if not picture.objects:
+    if not image.objects:
         return float(rng.uniform(0, free[0] + 1e-9)), float(rng.uniform(0, free[1] + 1e-9))
-    one = picture.objects[int(rng.integers(len(picture.objects)))]
+    one = image.objects[int(rng.integers(len(image.objects)))]
     rows, columns = np.flatnonzero(one.mask_HW.any(1)), np.flatnonzero(one.mask_HW.any(0))
     middle = float(columns[0] + columns[-1]) / 2, float(rows[0] + rows[-1]) / 2
     spots: list[float] = []
@@ -69,23 +69,23 @@ def _corner(rng: Generator, picture: Picture, size: tuple[float, float]) -> tupl
     return spots[0], spots[1]
 
 
-def show(picture: Picture, window: Window, size: tuple[int, int]) -> Picture:
+def show(image: LabelledImage, window: Window, size: tuple[int, int]) -> LabelledImage:
     """The window at `size` (height, width). Objects that are out of sight are left out."""
-    height, width = picture.size
+    height, width = image.size
     left, top = int(window.left), int(window.top)
     right, bottom = min(width, round(window.left + window.width)), min(height, round(window.top + window.height))
     cut = (slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1)))
-    pixels_HW3 = _resized(picture.pixels_HW3[cut], size, window.mirrored)
+    pixels_HW3 = _resized(image.pixels_HW3[cut], size, window.mirrored)
     ratio = size[0] * size[1] / _area(cut)
     kept: dict[int, Seen] = {}
-    for number, one in enumerate(picture.objects):
+    for number, one in enumerate(image.objects):
         mask_HW = _resized_mask(one.mask_HW[cut], size, window.mirrored)
         if mask_HW.any():
             captions = _turned(one.captions) if window.mirrored else one.captions
             kept[number] = replace(one, mask_HW=mask_HW, full_area=one.full_area * ratio, captions=captions)
     places = {old: new for new, old in enumerate(kept)}
     objects = [replace(one, owner=places.get(one.owner, -1)) for one in kept.values()]
-    return Picture(pixels_HW3, tuple(_without_lost_captions(objects)), picture.labelled)
+    return LabelledImage(pixels_HW3, tuple(_without_lost_captions(objects)), image.labelled)
 
 
 def _turned(captions: tuple[str, ...]) -> tuple[str, ...]:
@@ -115,7 +115,7 @@ def _resized_mask(mask_HW: Mask, size: tuple[int, int], mirrored: bool) -> Mask:
     return np.asarray(_resized(mask_HW.astype(np.uint8) * np.uint8(255), size, mirrored) >= 128)
 
 
-def side_by_side(tiles: Sequence[Picture], columns: int) -> Picture:
+def side_by_side(tiles: Sequence[LabelledImage], columns: int) -> LabelledImage:
     """Pictures of one size in a grid, row by row (NeMo, arXiv 2411.01494, trains on such mosaics)."""
     height, width = tiles[0].size
     rows = len(tiles) // columns
@@ -131,7 +131,7 @@ def side_by_side(tiles: Sequence[Picture], columns: int) -> Picture:
             owner = one.owner + first if one.owner >= 0 else -1
             objects.append(replace(one, mask_HW=mask_HW, owner=owner))
     labelled = frozenset.intersection(*[tile.labelled for tile in tiles])
-    return Picture(pixels_HW3, tuple(objects), labelled)
+    return LabelledImage(pixels_HW3, tuple(objects), labelled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,21 +143,23 @@ class CutOut:
     pixels_hw3: Image
 
 
-def cut_out(picture: Picture, number: int) -> CutOut:
-    """Object `number` of a picture."""
-    one = picture.objects[number]
+def cut_out(image: LabelledImage, number: int) -> CutOut:
+    """Object `number` of a image."""
+    one = image.objects[number]
     rows, columns = np.flatnonzero(one.mask_HW.any(1)), np.flatnonzero(one.mask_HW.any(0))
     box = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
     seen = replace(one, mask_HW=one.mask_HW[box], owner=-1, captions=())
-    return CutOut(seen, picture.pixels_HW3[box])
+    return CutOut(seen, image.pixels_HW3[box])
 
 
-def paste(rng: Generator, picture: Picture, cut: CutOut, *, share: float, spot: tuple[float, float]) -> Picture:
-    """The cut-out in front of the picture. `share`: of the picture's area that its mask is to cover.
+def paste(
+    rng: Generator, image: LabelledImage, cut: CutOut, *, share: float, spot: tuple[float, float]
+) -> LabelledImage:
+    """The cut-out in front of the image. `share`: of the image's area that its mask is to cover.
 
     `spot`: its center as fractions of the width and height. What it hides of other objects is taken off their masks.
     """
-    height, width = picture.size
+    height, width = image.size
     zoom = float(np.sqrt(share * height * width / max(int(np.count_nonzero(cut.seen.mask_HW)), 1)))
     size = max(2, round(cut.pixels_hw3.shape[0] * zoom)), max(2, round(cut.pixels_hw3.shape[1] * zoom))
     mirrored = bool(rng.random() < 0.5)
@@ -166,18 +168,18 @@ def paste(rng: Generator, picture: Picture, cut: CutOut, *, share: float, spot: 
     top, left = round(spot[1] * height - size[0] / 2), round(spot[0] * width - size[1] / 2)
     on_canvas, on_cut = _overlap(top, size[0], height), _overlap(left, size[1], width)
     if on_canvas is None or on_cut is None:
-        return picture
+        return image
     (rows, from_rows), (columns, from_columns) = on_canvas, on_cut
     alpha = _soft_edge(small_mask)[from_rows, from_columns, None]
-    blended = picture.pixels_HW3[rows, columns] * (1 - alpha) + pixels[from_rows, from_columns] * alpha
-    pixels_HW3 = picture.pixels_HW3.copy()
+    blended = image.pixels_HW3[rows, columns] * (1 - alpha) + pixels[from_rows, from_columns] * alpha
+    pixels_HW3 = image.pixels_HW3.copy()
     pixels_HW3[rows, columns] = np.clip(blended + 0.5, 0, 255).astype(np.uint8)
     mask_HW = np.zeros((height, width), dtype=np.bool_)
     mask_HW[rows, columns] = small_mask[from_rows, from_columns]
-    behind = [replace(one, mask_HW=one.mask_HW & ~mask_HW) for one in picture.objects]
+    behind = [replace(one, mask_HW=one.mask_HW & ~mask_HW) for one in image.objects]
     new = replace(cut.seen, mask_HW=mask_HW, full_area=cut.seen.full_area * zoom**2)
     unknown = CLOTHES | CARRIED_BY_PEOPLE if new.category == "person" else frozenset[str]()
-    return Picture(pixels_HW3, tuple(_without_lost_captions([*behind, new])), picture.labelled - unknown)
+    return LabelledImage(pixels_HW3, tuple(_without_lost_captions([*behind, new])), image.labelled - unknown)
 
 
 def _soft_edge(mask_HW: Mask) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""What is true of the objects of a picture, and the proof that an expression means one of them alone.
+"""What is true of the objects of a image, and the proof that an expression means one of them alone.
 
 Geometry and margins are those of drawn scenes (`scenes.meaning`): a meaning must hold clearly of its referent and must
 not hold of any other object even on a loose reading. What is unknown of an object counts as possible.
@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from vlformer_cli.data.photos.names import CARRIED, CLOTHES, WORN, categories_called
-from vlformer_cli.data.photos.objects import Picture, Seen
+from vlformer_cli.data.photos.objects import LabelledImage, Seen
 from vlformer_cli.data.scenes.meaning import Looks, Meaning, Place, Relation, anchors_of, gap, holds, matching
 from vlformer_cli.data.scenes.objects import ALIKE, MIN_AREA, Scene, SceneObject
 
@@ -36,7 +36,7 @@ ALIKE_PEOPLE = (
 )
 """Pairs of nouns that may both be said of one person, or may be mixed up."""
 EDGE = 2
-"""Pixels: an outline that comes as near to the edge of the picture is cut off by it."""
+"""Pixels: an outline that comes as near to the edge of the image is cut off by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +51,13 @@ class Claim:
 
 
 class Facts:
-    """A picture's objects as a scene in which meanings are proved."""
+    """A image's objects as a scene in which meanings are proved."""
 
-    def __init__(self, picture: Picture) -> None:
-        self.picture = picture
-        self.height, self.width = picture.size
-        self.objects = picture.objects
-        self._things = [_thing(one) for one in picture.objects]
+    def __init__(self, image: LabelledImage) -> None:
+        self.image = image
+        self.height, self.width = image.size
+        self.objects = image.objects
+        self._things = [_thing(one) for one in image.objects]
         self._scenes: dict[tuple[tuple[str, ...], tuple[Claim, ...]], Scene] = {}
 
     @cached_property
@@ -82,7 +82,7 @@ class Facts:
         return all(self._is_labelled(one) for one in needed)
 
     def _is_labelled(self, category: str) -> bool:
-        labelled = self.picture.labelled
+        labelled = self.image.labelled
         return category in labelled or (category == "coffee mug" and "cup" in labelled)
 
     def called(self, name: str) -> list[int]:

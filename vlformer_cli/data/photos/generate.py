@@ -20,7 +20,7 @@ from vlformer_cli.data.photos.compose import NOT_CUT_OUT, CutOut, choose_window,
 from vlformer_cli.data.photos.facts import Facts
 from vlformer_cli.data.photos.find import find_photos
 from vlformer_cli.data.photos.names import CLOTHES
-from vlformer_cli.data.photos.objects import Picture, Seen, open_photo
+from vlformer_cli.data.photos.objects import LabelledImage, Seen, open_photo
 from vlformer_cli.data.photos.propose import Expression, rows_of, write_expressions
 from vlformer_cli.data.rle import encode_mask
 from vlformer_cli.data.store import PreparedWriter
@@ -31,7 +31,7 @@ from vlformer_cli.types import RLE, Ref, VLFormerError
 CHUNK = 32
 """Pictures that a worker makes at once."""
 IDS = 256
-"""ref_id and sent_id of one picture lie in [ordinal * IDS, (ordinal + 1) * IDS)."""
+"""ref_id and sent_id of one image lie in [ordinal * IDS, (ordinal + 1) * IDS)."""
 VAL_SHARE = 16
 """One photograph in so many is for validation."""
 JPEG_QUALITY = (75, 96)
@@ -48,14 +48,14 @@ class Recipe:
     """What a data set of photographs is like."""
 
     views: int = 0
-    """Number of new pictures to make; 0: every photograph once, as it is."""
+    """Number of new images to make; 0: every photograph once, as it is."""
     size: int = 320
-    """Pixels of the longer side of a new picture."""
+    """Pixels of the longer side of a new image."""
     seed: int = 0
     most: int = 8
-    """Expressions for one picture, apart from those without a target."""
+    """Expressions for one image, apart from those without a target."""
     no_target: float = 0.1
-    """Expressions that mean nothing in their picture, per ordinary expression."""
+    """Expressions that mean nothing in their image, per ordinary expression."""
     trust_annotated: bool = False
     """Where a photograph is labelled for no category, those that are annotated count as labelled."""
     boxes: bool = False
@@ -63,7 +63,7 @@ class Recipe:
 
 
 class Task(NamedTuple):
-    """The pictures from `first` up to `last`, which one call of a worker makes."""
+    """The images from `first` up to `last`, which one call of a worker makes."""
 
     source: Path
     folder: Path
@@ -93,37 +93,37 @@ class Library:
                 self.by_category.setdefault(category, []).append(number)
         self.open = lru_cache(maxsize=400)(self._open)
 
-    def _open(self, number: int) -> Picture:
+    def _open(self, number: int) -> LabelledImage:
         return open_photo(self.photos[number], trust_annotated=self.trust_annotated)
 
-    def draw(self, rng: Generator) -> Picture:
+    def draw(self, rng: Generator) -> LabelledImage:
         """A photograph; those with many objects more often."""
         return self.open(int(rng.choice(len(self.photos), p=self.weights)))
 
-    def draw_with(self, rng: Generator, category: str) -> Picture:
+    def draw_with(self, rng: Generator, category: str) -> LabelledImage:
         """A photograph that shows an object of the category."""
         numbers = self.by_category[category]
         return self.open(numbers[int(rng.integers(len(numbers)))])
 
-    def draw_beside(self, rng: Generator, shared: str | None) -> Picture:
+    def draw_beside(self, rng: Generator, shared: str | None) -> LabelledImage:
         """A photograph with the category, or one that is known to have none of it, so that it can be told apart."""
         if shared is not None and rng.random() < 0.75:
             return self.draw_with(rng, shared)
-        picture = self.draw(rng)
+        image = self.draw(rng)
         for _ in range(8):
-            if shared is None or shared in picture.labelled:
+            if shared is None or shared in image.labelled:
                 break
-            picture = self.draw(rng)
-        return picture
+            image = self.draw(rng)
+        return image
 
     def draw_cut_out(self, rng: Generator, category: str) -> CutOut | None:
         """An object of the category that is seen whole; None if the photograph that was drawn has none."""
-        picture = self.draw_with(rng, category)
-        height, width = picture.size
+        image = self.draw_with(rng, category)
+        height, width = image.size
         fitting = [
-            n for n, one in enumerate(picture.objects) if one.category == category and _is_whole(one, height, width)
+            n for n, one in enumerate(image.objects) if one.category == category and _is_whole(one, height, width)
         ]
-        return cut_out(picture, fitting[int(rng.integers(len(fitting)))]) if fitting else None
+        return cut_out(image, fitting[int(rng.integers(len(fitting)))]) if fitting else None
 
 
 def _is_whole(one: Seen, height: int, width: int) -> bool:
@@ -135,18 +135,18 @@ def _is_whole(one: Seen, height: int, width: int) -> bool:
     return bool(min(edges) > 1 and max(rows[-1] - rows[0], columns[-1] - columns[0]) >= SMALLEST_CUT)
 
 
-def make_view(rng: Generator, library: Library, size: int) -> Picture:
-    """A new picture: a part of one photograph, several side by side, or one with cut-outs of others."""
+def make_view(rng: Generator, library: Library, size: int) -> LabelledImage:
+    """A new image: a part of one photograph, several side by side, or one with cut-outs of others."""
     kind = str(rng.choice(list(VIEWS), p=list(VIEWS.values())))
     base = library.draw(rng)
     if kind == "mosaic":
         return _mosaic(rng, library, base, size)
     window = choose_window(rng, base)
-    picture = show(base, window, fitted_size(round(window.height), round(window.width), size, size))
-    return _with_cut_outs(rng, library, picture) if kind == "paste" else picture
+    image = show(base, window, fitted_size(round(window.height), round(window.width), size, size))
+    return _with_cut_outs(rng, library, image) if kind == "paste" else image
 
 
-def _mosaic(rng: Generator, library: Library, base: Picture, size: int) -> Picture:
+def _mosaic(rng: Generator, library: Library, base: LabelledImage, size: int) -> LabelledImage:
     """Tiles that share a category, so that the category alone does not tell which is meant."""
     rows, columns = GRIDS[int(rng.integers(len(GRIDS)))]
     tile = {1: size * 3 // 4, 2: size // 2}
@@ -154,23 +154,23 @@ def _mosaic(rng: Generator, library: Library, base: Picture, size: int) -> Pictu
     shared = _common_category(rng, base)
     tiles = []
     for number in range(rows * columns):
-        picture = base if number == 0 else library.draw_beside(rng, shared)
-        tiles.append(show(picture, choose_window(rng, picture, aspect=width / height, whole=0.5), (height, width)))
+        image = base if number == 0 else library.draw_beside(rng, shared)
+        tiles.append(show(image, choose_window(rng, image, aspect=width / height, whole=0.5), (height, width)))
     order = rng.permutation(len(tiles))
     return side_by_side([tiles[int(i)] for i in order], columns)
 
 
-def _common_category(rng: Generator, picture: Picture) -> str | None:
-    found = sorted({one.category for one in picture.objects if one.category not in CLOTHES})
+def _common_category(rng: Generator, image: LabelledImage) -> str | None:
+    found = sorted({one.category for one in image.objects if one.category not in CLOTHES})
     return found[int(rng.integers(len(found)))] if found else None
 
 
-def _with_cut_outs(rng: Generator, library: Library, picture: Picture) -> Picture:
+def _with_cut_outs(rng: Generator, library: Library, image: LabelledImage) -> LabelledImage:
     """One to four cut-outs, mostly of a category that is there, beside what is there."""
-    shared = _common_category(rng, picture)
+    shared = _common_category(rng, image)
     everything = sorted(set(library.by_category) - NOT_CUT_OUT - CLOTHES)
     if not everything:
-        return picture
+        return image
     other = everything[int(rng.integers(len(everything)))]
     for _ in range(int(rng.integers(1, 5))):
         category = shared if shared is not None and shared not in NOT_CUT_OUT and rng.random() < 0.65 else other
@@ -178,27 +178,27 @@ def _with_cut_outs(rng: Generator, library: Library, picture: Picture) -> Pictur
         if found is not None:
             share = float(np.exp(rng.uniform(np.log(0.006), np.log(0.12))))
             spot = float(rng.uniform(0.08, 0.92)), float(rng.uniform(0.2, 0.9))
-            picture = paste(rng, picture, found, share=share, spot=spot)
-    return picture
+            image = paste(rng, image, found, share=share, spot=spot)
+    return image
 
 
 def _chunk(task: Task) -> list[list[Ref]]:
-    """The refs of each picture of a task; new pictures are written into their files. Runs in a worker."""
+    """The refs of each image of a task; new images are written into their files. Runs in a worker."""
     library = _library(task.source, task.split, task.recipe.trust_annotated, task.recipe.boxes)
     made = []
     for ordinal in range(task.first, task.last):
         rng = np.random.default_rng([task.recipe.seed, zlib.crc32(task.split.encode()), ordinal])
         if task.recipe.views:
             facts, expressions = _telling_view(rng, library, task.recipe)
-            picture = facts.picture
-            image = f"{task.split}/{ordinal:06d}.jpg"
+            image = facts.image
+            file_name = f"{task.split}/{ordinal:06d}.jpg"
             quality = int(rng.integers(*JPEG_QUALITY))
-            cv2.imwrite(str(task.folder / image), picture.pixels_HW3[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+            cv2.imwrite(str(task.folder / file_name), image.pixels_HW3[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
         else:
             facts = Facts(library.open(ordinal))
             expressions = _expressions(rng, facts, task.recipe)
-            image = str(library.photos[ordinal].path.relative_to(task.folder))
-        made.append(refs_of(facts, expressions, image, ordinal))
+            file_name = str(library.photos[ordinal].path.relative_to(task.folder))
+        made.append(refs_of(facts, expressions, file_name, ordinal))
     return made
 
 
@@ -225,17 +225,17 @@ def _library(source: Path, split: str, trust_annotated: bool, boxes: bool) -> Li
     return Library(source, split, trust_annotated=trust_annotated, boxes=boxes)
 
 
-def refs_of(facts: Facts, expressions: list[Expression], image: str, ordinal: int) -> list[Ref]:
+def refs_of(facts: Facts, expressions: list[Expression], file_name: str, ordinal: int) -> list[Ref]:
     """One ref for each object, or group of objects, that expressions mean, and one for those that mean nothing."""
     refs, sent = [], 0
     for number, (referents, some) in enumerate(rows_of(expressions)):
-        mask_HW = np.zeros(facts.picture.size, dtype=np.bool_)
+        mask_HW = np.zeros(facts.image.size, dtype=np.bool_)
         for referent in referents:
             mask_HW |= facts.objects[referent].mask_HW
         rle = encode_mask(mask_HW) if referents else None
         refs.append(
             Ref(
-                image=image,
+                image=file_name,
                 image_id=ordinal,
                 width=facts.width,
                 height=facts.height,
@@ -268,7 +268,7 @@ def _anchors(facts: Facts, expressions: list[Expression]) -> tuple[RLE | None, .
         return ()
     found: list[RLE | None] = []
     for expression in expressions:
-        mask_HW = np.zeros(facts.picture.size, dtype=np.bool_)
+        mask_HW = np.zeros(facts.image.size, dtype=np.bool_)
         for number in expression.anchors or ():
             mask_HW |= facts.objects[number].mask_HW
         found.append(encode_mask(mask_HW) if expression.anchors else None)

@@ -1,4 +1,4 @@
-"""Expressions that nothing in a picture fits: something absent, or something present with a wrong feature."""
+"""Expressions that nothing in a image fits: something absent, or something present with a wrong feature."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def no_target_text(rng: Generator, facts: Facts) -> str | None:
 
 def _absent(rng: Generator, facts: Facts) -> str | None:
     here = {one.category for one in facts.objects}
-    known = [c for c in sorted((facts.picture.labelled & COCO_CATEGORIES) | CONSPICUOUS) if c not in here]
+    known = [c for c in sorted((facts.image.labelled & COCO_CATEGORIES) | CONSPICUOUS) if c not in here]
     if not known:
         return None
     name = pick(rng, names_of(pick(rng, known)))

@@ -71,7 +71,7 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class LabelledImage:
     """Pixels and all the annotated objects in them."""
 
     pixels_HW3: Image
@@ -85,7 +85,7 @@ class Picture:
         return self.pixels_HW3.shape[0], self.pixels_HW3.shape[1]
 
 
-def open_photo(photo: AnnotatedPhoto, *, trust_annotated: bool = False) -> Picture:
+def open_photo(photo: AnnotatedPhoto, *, trust_annotated: bool = False) -> LabelledImage:
     """Reads a photograph and works out its objects; raises VLFormerError if the file cannot be read.
 
     `trust_annotated`: where a photograph is labelled for no category, those that are annotated count as labelled.
@@ -94,7 +94,7 @@ def open_photo(photo: AnnotatedPhoto, *, trust_annotated: bool = False) -> Pictu
     refuse_other_size(photo.path, pixels_HW3.shape[:2], (photo.height, photo.width))
     found = [_seen(pixels_HW3, one) for one in photo.annotations]
     found = _dressed(found, photo.labelled)
-    return Picture(pixels_HW3, tuple(_captioned(found, photo)), _known(photo, trust_annotated=trust_annotated))
+    return LabelledImage(pixels_HW3, tuple(_captioned(found, photo)), _known(photo, trust_annotated=trust_annotated))
 
 
 def _known(photo: AnnotatedPhoto, *, trust_annotated: bool) -> frozenset[str]:

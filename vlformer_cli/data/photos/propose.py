@@ -1,4 +1,4 @@
-"""Which expressions a picture gets: meanings are proposed at random, proved, and put into words."""
+"""Which expressions a image gets: meanings are proposed at random, proved, and put into words."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RELATION_TRIES = 40
 SHARES = {"category": 0.22, "attribute": 0.2, "location": 0.3, "relation": 0.14, "caption": 0.14}
 """How often an expression of each label is wanted."""
 UNIONS = 0.25
-"""The chance that a picture in which a name means several objects gets an expression for all of them."""
+"""The chance that a image in which a name means several objects gets an expression for all of them."""
 NEAR = ("left of", "right of", "above", "below", "next to", "closest to")
 PEOPLE_ONLY = frozenset({"person"})
 
@@ -152,7 +152,7 @@ def _location(rng: Generator, facts: Facts, referent: int, name: str) -> Propose
 
 
 def _stands_out(facts: Facts, name: str) -> bool:
-    """Whether the objects of a name cover more of the picture than all others, so that the name may be left out."""
+    """Whether the objects of a name cover more of the image than all others, so that the name may be left out."""
     called = set(facts.called(name))
     areas = [int(one.mask_HW.sum()) for one in facts.objects]
     return sum(areas[n] for n in called) > 2 * sum(area for n, area in enumerate(areas) if n not in called)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Creates .venv, installs the project with what tests need, then: ruff, mypy, import contracts, pytest with doctests.
+# Creates .venv, installs the project with what tests need, then: ruff, mypy, import contracts, docs, pytest with doctests.
 # The tests run in parallel: a process of one thread for each usable core, at most four. `-n 0` runs them in one process.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" dev
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
@@ -8,5 +8,8 @@ export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 .venv/bin/mypy --no-error-summary
 .venv/bin/lint-imports >/tmp/vlformer-contracts-$$.txt || { cat /tmp/vlformer-contracts-$$.txt; exit 1; }
 rm -f /tmp/vlformer-contracts-$$.txt
+site=$(mktemp -d) # without --quiet, under which --strict finds nothing
+NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --site-dir "$site/docs" >"$site/log" 2>&1 || { cat "$site/log"; exit 1; }
+rm -r "$site"
 processes=$(($(nproc) < 4 ? $(nproc) : 4))
 exec .venv/bin/python -m pytest -m "not slow" -n "$processes" --dist worksteal "$@"

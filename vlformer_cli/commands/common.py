@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from vlformer_cli.engine.engines import LoadedEngine
 
 Weights = Annotated[
-    Path | None, typer.Option("--weights", "-w", help="A .safetensors file. [default: the embedded model]")
+    Path | None, typer.Option("--weights", "-w", help="A .safetensors file. (default: the embedded model)")
 ]
 EXPORTED = (".onnx", ".pt2", ".xml")
 Runnable = Annotated[
     Path | None,
     typer.Option(
-        "--weights", "-w", help="A .safetensors file, or an exported .onnx, .pt2 or .xml. [default: the embedded model]"
+        "--weights", "-w", help="A .safetensors file, or an exported .onnx, .pt2 or .xml. (default: the embedded model)"
     ),
 ]
 Data = Annotated[Path | None, typer.Option("--data", help="The folder of a prepared data set.")]

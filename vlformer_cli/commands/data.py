@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 data = typer.Typer(no_args_is_help=True, help="Look at a prepared data set: stats, check, show.")
 
-Split = Annotated[str | None, typer.Option("--split", help="One split. [default: all of them]")]
+Split = Annotated[str | None, typer.Option("--split", help="One split. (default: all of them)")]
 
 
 @data.command()

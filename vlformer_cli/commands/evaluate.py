@@ -34,7 +34,7 @@ def evaluate(
     limit: Annotated[int, typer.Option("--limit", min=0, help="Only the first so many samples; 0: all.")] = 0,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Where metrics.json and predictions.jsonl go. [default: outputs/eval]"),
+        typer.Option("--output", "-o", help="Where metrics.json and predictions.jsonl go. (default: outputs/eval)"),
     ] = None,
     as_json: Json = False,
     device: Device = "auto",
@@ -43,7 +43,7 @@ def evaluate(
     min_score: Annotated[
         float,
         typer.Option(
-            "--min-score", min=0, max=1, help="Answers that score less are empty masks. [default: 0, none is]"
+            "--min-score", min=0, max=1, help="Answers that score less are empty masks. (default: 0, none is)"
         ),
     ] = 0.0,
 ) -> None:

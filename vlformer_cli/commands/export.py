@@ -34,11 +34,11 @@ def export(
         typer.Option(
             "--format",
             "-f",
-            help="onnx, torch (a .pt2 of torch.export), or openvino (an .xml and a .bin). [default: as --output ends]",
+            help="onnx, torch (a .pt2 of torch.export), or openvino (an .xml and a .bin). (default: as --output ends)",
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file. [default: outputs/<model>.onnx, .pt2 or .xml]")
+        Path | None, typer.Option("--output", "-o", help="The file. (default: outputs/<model>.onnx, .pt2 or .xml)")
     ] = None,
     int8: Annotated[
         bool, typer.Option("--int8", help="8-bit integers where masks stay; says how far they stay. Not for torch.")
@@ -48,7 +48,7 @@ def export(
     split: Annotated[
         str | None,
         typer.Option(
-            "--split", help="With --data or --dataset: calibrate on it. [default: val; no data set: drawn scenes]"
+            "--split", help="With --data or --dataset: calibrate on it. (default: val; no data set: drawn scenes)"
         ),
     ] = None,
     threads: Threads = 0,

@@ -57,7 +57,7 @@ def predict(
     min_score: Annotated[
         float | None,
         typer.Option(
-            "--min-score", min=0, max=1, help="Nothing matches below it; 0: always answer. [default: the model's]"
+            "--min-score", min=0, max=1, help="Nothing matches below it; 0: always answer. (default: the model's)"
         ),
     ] = None,
 ) -> None:

@@ -22,7 +22,7 @@ def prepare_data(
         ),
     ],
     root: Annotated[
-        Path | None, typer.Option("--root", help="Where data sets lie. [default: $VLFORMER_DATA or data]")
+        Path | None, typer.Option("--root", help="Where data sets lie. (default: $VLFORMER_DATA or data)")
     ] = None,
     source: Annotated[
         Path | None,
@@ -62,7 +62,7 @@ def prepare_data(
     size: Annotated[
         int | None,
         typer.Option(
-            "--size", min=64, max=1024, help="Longer side in pixels. [default: 192 for scenes, 320 for photos' views]"
+            "--size", min=64, max=1024, help="Longer side in pixels. (default: 192 for scenes, 320 for photos' views)"
         ),
     ] = None,
     views: Annotated[
@@ -100,7 +100,7 @@ def prepare_data(
             "--no-target",
             min=0,
             max=1,
-            help="No-target expressions per ordinary expression. [default: 0 for scenes, 0.1 for photos]",
+            help="No-target expressions per ordinary expression. (default: 0 for scenes, 0.1 for photos)",
         ),
     ] = None,
     reworded: Annotated[
@@ -113,7 +113,7 @@ def prepare_data(
         float, typer.Option("--sticker-share", min=0, max=1, help="scenes: of the objects that there are stickers of.")
     ] = 0.6,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="scenes: processes. [default: every core]")
+        int | None, typer.Option("--workers", min=1, help="scenes: processes. (default: every core)")
     ] = None,
 ) -> None:
     """Make a prepared data set: the one format that train and eval read."""

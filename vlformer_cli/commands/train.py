@@ -22,7 +22,7 @@ def train(
         "configs/tiny.yaml"
     ),
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The run's folder. [default: runs/<model name>]")
+        Path | None, typer.Option("--output", "-o", help="The run's folder. (default: runs/<model name>)")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last whole checkpoint.")] = False,
     init: Annotated[
@@ -52,7 +52,7 @@ def train(
         ),
     ] = None,
     keep: Annotated[
-        int | None, typer.Option("--keep", min=1, help="Checkpoints to keep. [default: train.keep]")
+        int | None, typer.Option("--keep", min=1, help="Checkpoints to keep. (default: train.keep)")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print config, parameters, memory and one step's time; train nothing.")

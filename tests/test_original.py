@@ -210,6 +210,19 @@ def test_training_can_start_from_it(checkpoint: Path) -> None:
     assert_close(model.text_encoder.proj.weight, torch.load(checkpoint)["model"]["resizer.layers.0.weight"])
 
 
+def test_its_text_tower_is_not_downloaded(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    def download(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the checkpoint holds the text tower")
+
+    monkeypatch.setattr(open_clip, "create_model", download)
+    wants_openai = replace(OURS, text=TextConfig(name="ViT-B-16-quickgelu", weights="openai"))
+    model, _ = initial_model(Config(model=wants_openai, init=str(checkpoint)))
+    name = "text_encoder.text_model.final_layer_norm.weight"
+    assert_close(model.text_encoder.tower.ln_final.weight, torch.load(checkpoint)["model"][name])  # type: ignore[union-attr]
+
+
 def test_the_table_names_what_the_residual_means(checkpoint: Path) -> None:
     from dataclasses import replace
 

@@ -18,6 +18,7 @@ from vlformer_cli.data.store import file_sha256
 from vlformer_cli.engine.checkpoint import EMBEDDED, FORMAT, LoadedModel, find_weights, load_weights
 from vlformer_cli.engine.foreign_weights import read_tensors, weights_files
 from vlformer_cli.engine.mask2former import BOOKKEEPING, SAW_COCO, fit, heads_of, plain_names
+from vlformer_cli.engine.mask2former_names import has_text_tower
 from vlformer_cli.engine.resume import differences
 from vlformer_cli.engine.weights_table import CLEAN, Fate, Initialisation, Leak, leak_of_tag, rows_of
 from vlformer_cli.model.build import build_backbone, build_model, build_text_encoder
@@ -202,9 +203,11 @@ def _tower_settings(name: str) -> dict[str, Any] | None:
 
 
 def _mask2former(config: Config, path: Path) -> _Offer:
-    """The backbone's own pretrained weights are only fetched where the checkpoint's are not taken."""
+    """Pretrained weights of the backbone and the text tower are only fetched where the checkpoint's are not taken."""
     theirs, own = plain_names(read_tensors(path)), config.model
     built = replace(own, backbone=replace(own.backbone, weights="none"))
+    if has_text_tower(theirs):
+        built = replace(built, text=replace(own.text, weights="none"))
     model = build_model(built)
     try:
         found = fit(theirs, model, heads=own.heads, their_heads=heads_of(path))
@@ -214,7 +217,11 @@ def _mask2former(config: Config, path: Path) -> _Offer:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(found.unused.items())[:3])
         raise VLFormerError(f"nothing in {path} fits the model {own.name!r}: {why}")
     if any(name.startswith("backbone.") for name in _excepted(model, config) | found.lacking.keys()):
-        built, model.backbone = own, build_backbone(own.backbone, pretrained=True)
+        built = replace(built, backbone=own.backbone)
+        model.backbone = build_backbone(own.backbone, pretrained=True)
+    if any(name.startswith("text_encoder.tower.") for name in _excepted(model, config) | found.lacking.keys()):
+        built = replace(built, text=own.text)
+        model.text_encoder.tower = build_text_encoder(own.text, dim=own.dim, pretrained=True).tower
     classes = "no" if found.classes is None else found.classes
     leak: tuple[Leak, str] = ("unknown", f"its head tells {classes} classes apart, of which data is not said")
     if found.layout == "VLFormer":

@@ -203,6 +203,11 @@ def layout_of(names: Iterable[str]) -> str:
     )
 
 
+def has_text_tower(names: Iterable[str]) -> bool:
+    """Whether a checkpoint brings a text tower, as the original VLFormer's does."""
+    return any(name.startswith("text_encoder.") for name in names)
+
+
 def source_names(ours: str, layout: str) -> tuple[str, ...]:
     """Their tensors that one of ours is made of; none where Mask2Former has no such layer.
 

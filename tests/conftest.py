@@ -15,6 +15,7 @@ from vlformer_cli.app import app
 from vlformer_cli.commands import errors
 from vlformer_cli.config import Config, DataConfig, DataSource, LossConfig, TrainConfig
 from vlformer_cli.data.scenes.generate import Recipe
+from vlformer_cli.engine import run as run_module
 from vlformer_cli.engine.checkpoint import load_weights, save_weights
 from vlformer_cli.engine.export import Written, export_onnx, export_torch
 from vlformer_cli.model.build import build_model
@@ -56,8 +57,18 @@ def small_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def small_run(small_scenes: Path) -> Config:
-    """Six steps on scenes, with all that has a state: moving average, warm-up, several groups, augmentation."""
+def real_curves() -> None:
+    """For tests that look at a run's `curves.png`: see `small_run`."""
+
+
+@pytest.fixture
+def small_run(small_scenes: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """Six steps on scenes, with all that has a state: moving average, warm-up, several groups, augmentation.
+
+    In this process its curves are drawn for tests that ask for `real_curves` only: that takes longer than the steps.
+    """
+    if "real_curves" not in request.fixturenames:
+        monkeypatch.setattr(run_module, "save_curves", lambda rows, path, title: path.write_bytes(b"not drawn"))
     return Config(
         model=SMALL,
         data=DataConfig(

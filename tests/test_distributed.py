@@ -80,6 +80,7 @@ def test_two_processes_give_the_losses_of_one_whoever_starts_them(
     assert weights_of(tmp_path / "torchrun/model.safetensors") == same
 
 
+@pytest.mark.slow
 def test_two_processes_whose_words_come_first(job: Config, tmp_path: Path) -> None:
     model = replace(job.model, pointer=True, anchors=True, mix_levels=True)
     assert job.data is not None
@@ -215,6 +216,7 @@ def test_sigterm_to_a_job_writes_a_checkpoint(job: Config, tmp_path: Path) -> No
     assert said.splitlines()[-1] == "vlformer: the job was ended by SIGTERM"
 
 
+@pytest.mark.slow
 def test_two_machines_meet_at_the_endpoint(job: Config, one_process: Path, tmp_path: Path) -> None:
     config = write_config(job, tmp_path / "config.yaml")
     words = ("--nodes", "2", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--node-rank")

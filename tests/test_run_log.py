@@ -149,7 +149,7 @@ def open_val(config: Config) -> Any:
     return open_split(config.data.val)
 
 
-def test_the_curves_of_a_run_are_drawn(small_run: Config, tmp_path: Path) -> None:
+def test_the_curves_of_a_run_are_drawn(real_curves: None, small_run: Config, tmp_path: Path) -> None:
     train(small_run, tmp_path / "run")
     picture = cv2.imread(str(tmp_path / "run/curves.png"))
     assert picture.shape[0] > 500

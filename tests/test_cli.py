@@ -201,10 +201,10 @@ def test_eval_writes_metrics_that_follow_from_the_predictions(
 def test_eval_prints_a_table_that_fits_a_terminal(
     run: Any, small_weights: Path, small_scenes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("eval", "--data", small_scenes, "--weights", small_weights, "-o", "out") == 0
+    assert run("eval", "--data", small_scenes, "--weights", small_weights, "-o", "out", "--precision", "fp32") == 0
     document = json.loads(Path("out/metrics.json").read_text())
     first, _, head, *rows = capsys.readouterr().out.splitlines()
-    assert first == f"scenes-seed7/val, vlformer-small-random ({small_weights})"
+    assert first == f"scenes-seed7/val, vlformer-small-random ({small_weights}, fp32)"
     assert max(map(len, [head, *rows])) < 80
     assert [row.split()[0] for row in rows] == ["all", "attribute", "location", "relation"]
     cells = rows[0].split()

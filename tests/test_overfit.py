@@ -18,20 +18,22 @@ from vlformer_cli.engine.predict import Predictor
 from vlformer_cli.loss.build import build_criterion
 from vlformer_cli.model.build import build_model
 
-STEPS = 100
+STEPS, SIDE = 60, 128
+"""Pixels; at 128 the samples are learned as well as at the model's own 256, in a quarter of the time."""
 
 
 def test_eight_samples(tmp_path: Path) -> None:
     generate_scenes(tmp_path / "scenes-seed5", images=4, seed=5, workers=1)
     split = PreparedSplit(tmp_path / "scenes-seed5", "train")
     config = load_config(
-        Path(__file__).parents[1] / "configs/tiny.yaml", ["model.backbone.weights=package", "model.backbone.frozen=[]"]
+        Path(__file__).parents[1] / "configs/tiny.yaml",
+        ["model.backbone.frozen=[]", f"model.short_side={SIDE}", f"model.max_side={SIDE}"],
     )
     torch.manual_seed(0)
     model = build_model(config.model)
     criterion = build_criterion(config.loss)
     predictor = Predictor(model, config.model)
-    still = Augmentation(short_sides=(192,), max_side=192, rotate_degrees=0.0, colour_jitter=0.0, shift=0.0)
+    still = Augmentation(short_sides=(SIDE,), max_side=SIDE, rotate_degrees=0.0, colour_jitter=0.0, shift=0.0)
     groups = [load_group(split, samples, still, np.random.default_rng(0)) for samples in images_of(split, 8)]
     batch = collate(groups, 48)
     assert len(batch.samples) == 8

@@ -143,7 +143,7 @@ def _refuse_other_shapes(model: VLFormer, theirs: Mapping[str, Tensor], excepted
 
 def _leak_of(loaded: LoadedModel) -> tuple[Leak, str]:
     if loaded.path == EMBEDDED:
-        return "unknown", "trained on drawn scenes and 96 photographs of COCO, which may be evaluation pictures"
+        return "unknown", "trained on drawn scenes and 1,400 photographs of COCO, which may be evaluation images"
     start = (loaded.manifest.get("initialisation") or {}).get("leak")
     if start == "leaky":
         return "leaky", "it was trained from leaky weights itself"

@@ -20,6 +20,7 @@ from vlformer_cli.data.photos.compose import Window, cut_out, paste, show, side_
 from vlformer_cli.data.photos.find import find_photos
 from vlformer_cli.data.photos.generate import Recipe, prepare_photos
 from vlformer_cli.data.photos.objects import LabelledImage, open_photo
+from vlformer_cli.data.photos.views import split_of
 from vlformer_cli.data.rle import decode_rle
 from vlformer_cli.data.store import PreparedSplit
 from vlformer_cli.types import VLFormerError
@@ -253,7 +254,6 @@ def test_the_command_refuses_what_it_cannot_use(tmp_path: Path, run: Any) -> Non
 def test_photographs_stay_in_their_split(tmp_path: Path) -> None:
     """By the name of the file, whatever else is in the folder."""
     few, many = (find_photos(coco_folder(tmp_path / str(n), images=n)) for n in (20, 60))
-    from vlformer_cli.data.photos.generate import split_of
 
     def val(photos: list[AnnotatedPhoto]) -> set[str]:
         return {photo.path.name for photo in photos if split_of(photo) == "val"}

@@ -181,7 +181,7 @@ class Facts:
         for other in (scene.objects[number] for number in group if number != referent):
             lower = sign * (_feet(here) - _feet(other)) / self.height
             ratio = (here.area / other.area) ** sign
-            if lower < DEPTH_MARGIN or ratio < DEPTH_AREA or (sign < 0 and other.area * DEPTH_AREA < here.area):
+            if lower < DEPTH_MARGIN or ratio < DEPTH_AREA:
                 return False
         return len(group) > 1
 

@@ -66,6 +66,23 @@ def test_masks_are_kept_where_they_agree_with_their_boxes(tmp_path: Path) -> Non
     assert photo.captions == ("A red cup and a blue cup",)
 
 
+def test_a_mask_that_would_go_on_beyond_the_crop_is_not_kept(tmp_path: Path) -> None:
+    """As where two people stand arm in arm: the box of both, within the crop, agrees with the box of one."""
+
+    class Everything(RedThings):
+        def predict(self, image_HW3: Any, expressions: Any) -> list[Segmentation]:
+            mask = np.zeros(image_HW3.shape[:2], np.bool_)
+            mask[7:-7, 7:] = True  # the annotated box, and all that is right of it
+            return [Segmentation(expression, 0.9, mask, cut=False) for expression in expressions]
+
+    assert write_filled(boxes_folder(tmp_path / "in"), tmp_path / "out", Everything()).found == 0
+
+
+def test_boxes_alone_name_the_option(tmp_path: Path) -> None:
+    with pytest.raises(VLFormerError, match="give --boxes"):
+        find_photos(boxes_folder(tmp_path))
+
+
 def test_an_object_without_a_mask_is_counted_and_never_meant(tmp_path: Path) -> None:
     write_filled(boxes_folder(tmp_path / "in"), tmp_path / "out", RedThings())
     facts = Facts(open_photo(find_photos(tmp_path / "out", boxes=True)[0]))

@@ -77,9 +77,21 @@ def _with_mask(predictor: Predictor, image_HW3: NDArray[np.uint8], annotation: A
     (answer,) = predictor.predict(crop, [f"the {names_of(annotation.category)[0]}"])
     mask_HW = np.zeros(image_HW3.shape[:2], dtype=np.bool_)
     mask_HW[top:bottom, left:right] = answer.mask
-    if box_iou(_box_of(mask_HW), annotation.box) < AGREE:
+    if box_iou(_box_of(mask_HW), annotation.box) < AGREE or _leaves_crop(mask_HW, (left, top, right, bottom)):
         return annotation
     return replace(annotation, mask=encode_mask(mask_HW))
+
+
+def _leaves_crop(mask_HW: NDArray[np.bool_], crop: tuple[int, int, int, int]) -> bool:
+    """Whether the mask reaches a side of the crop that is not a side of the image: it would go on beyond it."""
+    left, top, right, bottom = crop
+    height, width = mask_HW.shape
+    return bool(
+        (left > 0 and mask_HW[:, left].any())
+        or (top > 0 and mask_HW[top].any())
+        or (right < width and mask_HW[:, right - 1].any())
+        or (bottom < height and mask_HW[bottom - 1].any())
+    )
 
 
 def crop_around(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -47,6 +47,8 @@ def _read(folder: Path, *, boxes: bool) -> list[AnnotatedPhoto]:
         found = sorted(folder.glob(pattern))
         if found:
             return read_yolo(found[0], boxes=boxes)
+    if (folder / BOXES_FILE).is_file():
+        raise VLFormerError(f"{folder / BOXES_FILE} has boxes and no masks: give --boxes, and a model finds the masks")
     files = [path for path in sorted(folder.rglob("*.json")) if is_labelme(path)]
     if files:
         return read_labelme(files)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +13,8 @@ from vlformer_cli.data.images import read_image
 from vlformer_cli.data.photos.annotations import AnnotatedPhoto, Annotation, Box, to_coco
 from vlformer_cli.data.photos.find import find_photos
 from vlformer_cli.data.photos.names import names_of
-from vlformer_cli.data.rle import encode_mask
-from vlformer_cli.engine.checkpoint import write_atomically
+from vlformer_cli.data.rle import encode_mask, rle_bbox
+from vlformer_cli.engine.manifest import write_json
 from vlformer_cli.engine.predict import Predictor
 
 MARGIN = 0.2
@@ -60,12 +59,10 @@ def write_filled(
     """
     filled = fill_masks(predictor, find_photos(source.resolve(), boxes=True), progress=progress)
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(to_coco(filled.photos))
-    write_atomically(folder / "instances.json", lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_json(folder / "instances.json", to_coco(filled.photos))
     captions = {photo.path.name: list(photo.captions) for photo in filled.photos if photo.captions}
     if captions:
-        text_of_captions = json.dumps(captions, ensure_ascii=False)
-        write_atomically(folder / "captions.json", lambda p: p.write_text(text_of_captions, encoding="utf-8"))
+        write_json(folder / "captions.json", captions)
     return filled
 
 
@@ -77,9 +74,10 @@ def _with_mask(predictor: Predictor, image_HW3: NDArray[np.uint8], annotation: A
     (answer,) = predictor.predict(crop, [f"the {names_of(annotation.category)[0]}"])
     mask_HW = np.zeros(image_HW3.shape[:2], dtype=np.bool_)
     mask_HW[top:bottom, left:right] = answer.mask
-    if box_iou(_box_of(mask_HW), annotation.box) < AGREE or _leaves_crop(mask_HW, (left, top, right, bottom)):
+    rle = encode_mask(mask_HW)
+    if box_iou(rle_bbox(rle), annotation.box) < AGREE or _leaves_crop(mask_HW, (left, top, right, bottom)):
         return annotation
-    return replace(annotation, mask=encode_mask(mask_HW))
+    return replace(annotation, mask=rle)
 
 
 def _leaves_crop(mask_HW: NDArray[np.bool_], crop: tuple[int, int, int, int]) -> bool:
@@ -116,11 +114,3 @@ def box_iou(one: Box, two: Box) -> float:
     down = min(one[1] + one[3], two[1] + two[3]) - max(one[1], two[1])
     both = max(0.0, across) * max(0.0, down)
     return both / max(one[2] * one[3] + two[2] * two[3] - both, 1e-9)
-
-
-def _box_of(mask_HW: NDArray[np.bool_]) -> Box:
-    rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
-    if not len(rows):
-        return (0.0, 0.0, 0.0, 0.0)
-    x, y = float(columns[0]), float(rows[0])
-    return x, y, float(columns[-1]) + 1 - x, float(rows[-1]) + 1 - y

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vlformer_cli.data.flip import mirrored
 from vlformer_cli.data.photos.names import CARRIED_BY_PEOPLE, CLOTHES
-from vlformer_cli.data.photos.objects import Image, LabelledImage, Mask, Seen
+from vlformer_cli.data.photos.objects import Image, LabelledImage, Mask, Seen, extent
 
 FEATHER = 1.2
 """Standard deviation in pixels of the soft edge of a cut-out."""
@@ -59,12 +59,13 @@ def _corner(rng: Generator, image: LabelledImage, size: tuple[float, float]) -> 
     free = width - size[0], height - size[1]
     if not image.objects:
         return float(rng.uniform(0, free[0] + 1e-9)), float(rng.uniform(0, free[1] + 1e-9))
-    one = image.objects[int(rng.integers(len(image.objects)))]
-    rows, columns = np.flatnonzero(one.mask_HW.any(1)), np.flatnonzero(one.mask_HW.any(0))
-    middle = float(columns[0] + columns[-1]) / 2, float(rows[0] + rows[-1]) / 2
+    seen = extent(image.objects[int(rng.integers(len(image.objects)))].mask_HW)
+    assert seen is not None  # annotations without a pixel are not read
+    left, top, right, bottom = seen
+    middle = (left + right - 1) / 2, (top + bottom - 1) / 2
     spots: list[float] = []
     for center, length, room in zip(middle, size, free, strict=True):
-        start = float(center) - length / 2 + float(rng.uniform(-0.35, 0.35)) * length
+        start = center - length / 2 + float(rng.uniform(-0.35, 0.35)) * length
         spots.append(float(np.clip(start, 0.0, max(room, 0.0))))
     return spots[0], spots[1]
 
@@ -144,10 +145,12 @@ class CutOut:
 
 
 def cut_out(image: LabelledImage, number: int) -> CutOut:
-    """Object `number` of a image."""
+    """Object `number` of an image."""
     one = image.objects[number]
-    rows, columns = np.flatnonzero(one.mask_HW.any(1)), np.flatnonzero(one.mask_HW.any(0))
-    box = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
+    found = extent(one.mask_HW)
+    assert found is not None
+    left, top, right, bottom = found
+    box = (slice(top, bottom), slice(left, right))
     seen = replace(one, mask_HW=one.mask_HW[box], owner=-1, captions=())
     return CutOut(seen, image.pixels_HW3[box])
 

@@ -1,4 +1,4 @@
-"""What is true of the objects of a image, and the proof that an expression means one of them alone.
+"""What is true of the objects of an image, and the proof that an expression means one of them alone.
 
 Geometry and margins are those of drawn scenes (`scenes.meaning`): a meaning must hold clearly of its referent and must
 not hold of any other object even on a loose reading. What is unknown of an object counts as possible.
@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from vlformer_cli.data.photos.names import CARRIED, CLOTHES, WORN, categories_called
-from vlformer_cli.data.photos.objects import LabelledImage, Seen
+from vlformer_cli.data.photos.objects import LabelledImage, Seen, extent
 from vlformer_cli.data.scenes.meaning import Looks, Meaning, Place, Relation, anchors_of, gap, holds, matching
 from vlformer_cli.data.scenes.objects import ALIKE, MIN_AREA, Scene, SceneObject
 
@@ -51,7 +51,7 @@ class Claim:
 
 
 class Facts:
-    """A image's objects as a scene in which meanings are proved."""
+    """An image's objects as a scene in which meanings are proved."""
 
     def __init__(self, image: LabelledImage) -> None:
         self.image = image
@@ -200,11 +200,11 @@ def _feet(thing: SceneObject) -> float:
 
 
 def _thing(one: Seen) -> SceneObject:
-    rows, columns = np.flatnonzero(one.mask_HW.any(1)), np.flatnonzero(one.mask_HW.any(0))
-    if not len(rows):
+    seen = extent(one.mask_HW)
+    if seen is None:
         return SceneObject(one.category, "", "", "", 1.0, -1e6, -1e6, (-1e6, -1e6, 0.0, 0.0), 0, 0, 1, ())
-    x, y = float(columns[0]), float(rows[0])
-    width, height = float(columns[-1] + 1 - x), float(rows[-1] + 1 - y)
+    x, y = float(seen[0]), float(seen[1])
+    width, height = seen[2] - x, seen[3] - y
     area = int(np.count_nonzero(one.mask_HW))
     in_column, in_row = one.mask_HW.sum(0), one.mask_HW.sum(1)
     cx = float((in_column * np.arange(len(in_column))).sum() / area)

@@ -20,7 +20,7 @@ from vlformer_cli.data.photos.facts import Facts
 from vlformer_cli.data.photos.find import find_photos
 from vlformer_cli.data.photos.propose import Expression, rows_of, write_expressions
 from vlformer_cli.data.photos.views import VAL_SHARE, Library, make_view, split_of
-from vlformer_cli.data.rle import encode_mask
+from vlformer_cli.data.rle import encode_mask, rle_bbox
 from vlformer_cli.data.store import PreparedWriter
 from vlformer_cli.data.workers import run_chunks
 from vlformer_cli.types import RLE, Ref, VLFormerError
@@ -124,7 +124,7 @@ def refs_of(facts: Facts, expressions: list[Expression], file_name: str, ordinal
                 ref_id=ordinal * IDS + number,
                 ann_ids=tuple(ordinal * IDS + referent for referent in referents),
                 category=facts.objects[referents[0]].category if referents else "",
-                bbox=_box(mask_HW),
+                bbox=rle_bbox(rle) if rle is not None else (0.0, 0.0, 0.0, 0.0),
                 segmentation=rle,
                 expressions=tuple(e.text for e in some),
                 sent_ids=tuple(ordinal * IDS + sent + n for n in range(len(some))),
@@ -134,14 +134,6 @@ def refs_of(facts: Facts, expressions: list[Expression], file_name: str, ordinal
         )
         sent += len(some)
     return refs
-
-
-def _box(mask_HW: np.ndarray[Any, Any]) -> tuple[float, float, float, float]:
-    rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
-    if not len(rows):
-        return 0.0, 0.0, 0.0, 0.0
-    x, y = float(columns[0]), float(rows[0])
-    return x, y, float(columns[-1] + 1) - x, float(rows[-1] + 1) - y
 
 
 def _anchors(facts: Facts, expressions: list[Expression]) -> tuple[RLE | None, ...]:
@@ -209,7 +201,7 @@ def _reported(
 
 
 def _counts(photos: list[AnnotatedPhoto], recipe: Recipe) -> dict[str, int]:
-    """Pictures of each split."""
+    """Images of each split."""
     own = {split: sum(split_of(photo) == split for photo in photos) for split in ("train", "val")}
     if not recipe.views:
         return own

@@ -1,4 +1,4 @@
-"""Expressions that nothing in a image fits: something absent, or something present with a wrong feature."""
+"""Expressions that nothing in an image fits: something absent, or something present with a wrong feature."""
 
 from __future__ import annotations
 

@@ -85,6 +85,12 @@ class LabelledImage:
         return self.pixels_HW3.shape[0], self.pixels_HW3.shape[1]
 
 
+def extent(mask_HW: Mask) -> tuple[int, int, int, int] | None:
+    """Left, top, right and bottom (the last two exclusive) of what a mask covers; None for an empty one."""
+    rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
+    return (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1) if len(rows) else None
+
+
 def open_photo(photo: AnnotatedPhoto, *, trust_annotated: bool = False) -> LabelledImage:
     """Reads a photograph and works out its objects; raises VLFormerError if the file cannot be read.
 
@@ -139,14 +145,15 @@ def _is_in_pieces(mask_HW: Mask) -> bool:
 
 def _chest(pixels_HW3: Image, mask_HW: Mask) -> str:
     """The color of the middle of an upright person's upper body; empty where there is no one color."""
-    rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
-    height, width = int(rows[-1] - rows[0] + 1), int(columns[-1] - columns[0] + 1)
-    if height < STANDING * width or columns[0] == 0 or columns[-1] == mask_HW.shape[1] - 1:
+    seen = extent(mask_HW)
+    assert seen is not None  # annotations without a pixel are not read
+    x, y, height, width = seen[0], seen[1], seen[3] - seen[1], seen[2] - seen[0]
+    if height < STANDING * width or x == 0 or seen[2] == mask_HW.shape[1]:
         return ""
     top, bottom, left, right = CHEST
     part = (
-        slice(int(rows[0] + top * height), int(rows[0] + bottom * height)),
-        slice(int(columns[0] + left * width), int(columns[0] + right * width)),
+        slice(int(y + top * height), int(y + bottom * height)),
+        slice(int(x + left * width), int(x + right * width)),
     )
     inside = mask_HW[part]
     return name_colour(pixels_HW3[part][inside]) if np.count_nonzero(inside) >= CHEST_PIXELS else ""

@@ -1,4 +1,4 @@
-"""Which expressions a image gets: meanings are proposed at random, proved, and put into words."""
+"""Which expressions an image gets: meanings are proposed at random, proved, and put into words."""
 
 from __future__ import annotations
 
@@ -30,9 +30,8 @@ RELATION_TRIES = 40
 SHARES = {"category": 0.22, "attribute": 0.2, "location": 0.3, "relation": 0.14, "caption": 0.14}
 """How often an expression of each label is wanted."""
 UNIONS = 0.25
-"""The chance that a image in which a name means several objects gets an expression for all of them."""
+"""The chance that an image in which a name means several objects gets an expression for all of them."""
 NEAR = ("left of", "right of", "above", "below", "next to", "closest to")
-PEOPLE_ONLY = frozenset({"person"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,7 @@ def read_labelme(files: list[Path]) -> list[AnnotatedPhoto]:
             annotations.append(Annotation(next(ids), label, rle_bbox(rle), rle))
         photos.append(AnnotatedPhoto(number, image, width, height, tuple(annotations), labelled=frozenset()))
     labels = frozenset(one.category for photo in photos for one in photo.annotations)
-    return [_labelled(photo, labels) for photo in photos]
-
-
-def _labelled(photo: AnnotatedPhoto, labels: frozenset[str]) -> AnnotatedPhoto:
-    return AnnotatedPhoto(photo.image_id, photo.path, photo.width, photo.height, photo.annotations, labels)
+    return [replace(photo, labelled=labels) for photo in photos]
 
 
 def _masks(path: Path, shapes: list[Any], size: tuple[int, int]) -> list[tuple[str, Mask]]:

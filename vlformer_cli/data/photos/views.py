@@ -13,7 +13,7 @@ from vlformer_cli.data.photos.annotations import AnnotatedPhoto
 from vlformer_cli.data.photos.compose import NOT_CUT_OUT, CutOut, choose_window, cut_out, paste, show, side_by_side
 from vlformer_cli.data.photos.find import find_photos
 from vlformer_cli.data.photos.names import CLOTHES
-from vlformer_cli.data.photos.objects import LabelledImage, Seen, open_photo
+from vlformer_cli.data.photos.objects import LabelledImage, Seen, extent, open_photo
 from vlformer_cli.data.transforms import fitted_size
 
 VAL_SHARE = 16
@@ -81,11 +81,11 @@ class Library:
 
 def _is_whole(one: Seen, height: int, width: int) -> bool:
     """Whether an object can be cut out: large enough, and not cut off by the edge."""
-    rows, columns = np.flatnonzero(one.mask_HW.any(1)), np.flatnonzero(one.mask_HW.any(0))
-    if one.is_group or one.is_box or one.owner >= 0 or not len(rows):
+    seen = extent(one.mask_HW)
+    if one.is_group or one.is_box or one.owner >= 0 or seen is None:
         return False
-    edges = rows[0], columns[0], height - 1 - rows[-1], width - 1 - columns[-1]
-    return bool(min(edges) > 1 and max(rows[-1] - rows[0], columns[-1] - columns[0]) >= SMALLEST_CUT)
+    left, top, right, bottom = seen
+    return min(left, top, width - right, height - bottom) > 1 and max(right - left, bottom - top) > SMALLEST_CUT
 
 
 def make_view(rng: Generator, library: Library, size: int) -> LabelledImage:
